@@ -1,0 +1,1 @@
+"""Files of tensors: on disk and on the Hub."""

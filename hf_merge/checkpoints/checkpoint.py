@@ -1,0 +1,100 @@
+"""A checkpoint: a model's files at one revision, and its tensors by name."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+from torch import Tensor
+
+from hf_merge.checkpoints.hub import HubFiles, resolve
+from hf_merge.checkpoints.index import CheckpointIndex, read_index
+from hf_merge.checkpoints.local import LocalFiles
+from hf_merge.errors import CheckpointError
+from hf_merge.model_ref import ModelRef
+from hf_merge.version import __version__
+
+READERS = 4
+"""Reads under way at once."""
+
+
+def hub_api(token: str | bool | None = None, endpoint: str | None = None) -> HfApi:
+    """The Hub's client under our name."""
+    return HfApi(endpoint=endpoint, token=token, library_name="hf_merge", library_version=__version__)
+
+
+class Checkpoint:
+    """A model's tensors and small files, pinned to one commit when it is opened: nothing that is pushed later is mixed in.
+
+    Raises `CheckpointError` if the model cannot be found, now, or read, later.
+    """
+
+    def __init__(self, ref: ModelRef, api: HfApi | None = None) -> None:
+        api = api or hub_api()
+        self.given = ref
+        self.files: LocalFiles | HubFiles
+        if ref.is_local:
+            self.files, self.commit = LocalFiles(ref.path, str(ref)), None
+        elif is_offline_mode():
+            self.commit = resolve(ref, api)
+            folder = snapshot_download(ref.id, revision=self.commit, local_files_only=True)
+            self.files = LocalFiles(Path(folder), str(ref))
+        else:
+            self.files = HubFiles(ref, api)
+            self.commit = self.files.commit
+        self.ref = ref.pinned(self.commit)
+        self.label = self.files.label
+        self._held: dict[str, Tensor] = {}
+
+    @cached_property
+    def index(self) -> CheckpointIndex:
+        """Every tensor, from the headers alone."""
+        return read_index(self.files)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json; empty if there is none."""
+        return self.json("config.json") or {}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements [start, stop) of a tensor, flat, in its own dtype."""
+        entry = self.index.tensors[name]
+        if name in self._held:
+            return self._held[name][start:stop]
+        return self.files.read(name, entry, start, entry.elements if stop is None else stop)
+
+    def hold(self) -> None:
+        """Read every tensor into memory once; later reads come from there."""
+        names = [name for name in self.index.tensors if name not in self._held]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="hold") as pool:
+            self._held.update(zip(names, pool.map(self.read, names), strict=True))
+
+    def store(self) -> None:
+        """Download the shards into the Hub's cache once; later reads are memory-mapped from there."""
+        if isinstance(self.files, HubFiles):
+            shards = sorted({entry.file for entry in self.index.tensors.values()})
+            folder = snapshot_download(self.ref.id, revision=self.commit, allow_patterns=shards, token=self.files.api.token)
+            self.files = LocalFiles(Path(folder), self.label)
+
+    def bytes(self, file: str) -> bytes | None:
+        """The whole of a small file; None if there is none."""
+        size = self.files.sizes.get(file)
+        return None if size is None else bytes(self.files.read_bytes(file, 0, size))
+
+    def json(self, file: str) -> dict[str, Any] | None:
+        """The content of a JSON file; None if there is none."""
+        data = self.bytes(file)
+        if data is None:
+            return None
+        try:
+            content = json.loads(data)
+        except ValueError as error:
+            raise CheckpointError(f"{self.label}: {file} does not parse as JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.label}: {file} is not a JSON object.")
+        return content
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.label})"

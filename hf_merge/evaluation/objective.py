@@ -1,0 +1,219 @@
+"""What a merged model is scored on: an objective is a task, its rows, a metric and a direction."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from hf_merge.errors import EvaluationError, unknown
+from hf_merge.scores import MAXIMIZE, MINIMIZE
+
+TEXT_CLASSIFICATION, LANGUAGE_MODELING, TEXT_GENERATION = "text-classification", "language-modeling", "text-generation"
+# The metrics that hf_merge ships, by task; the first is the task's default. Kept apart from their code, whose import costs seconds.
+BUILT_IN: Mapping[str, tuple[str, ...]] = {
+    TEXT_CLASSIFICATION: ("accuracy", "f1", "matthews"),
+    LANGUAGE_MODELING: ("perplexity", "token_accuracy"),
+    TEXT_GENERATION: ("exact_match", "chrf"),
+}
+_LOWER_IS_BETTER = frozenset(
+    ("perplexity", "loss", "wer", "cer", "ter", "mse", "mae", "rmse", "mape", "smape", "mase", "brier_score")
+)
+_POSITIVE = ("max_new_tokens", "max_length", "batch_size", "limit")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Objective:
+    """One thing to be good at. Checks itself; raises `EvaluationError` with all that is wrong in it.
+
+    Args:
+        name: what tables, plots and cards call it; different for every objective of a study.
+        dataset: a `Dataset` or `DatasetDict`, a Hub id, a local .json/.jsonl/.csv/.tsv/.parquet file, or a folder of such
+            files (each named after its split) or one written by `save_to_disk`.
+        task: "text-classification", "language-modeling" (a causal model predicts each next token of the input) or
+            "text-generation" (greedy continuation of the input, compared with the target).
+        metric: None for the task's own (accuracy, perplexity, exact_match); the name of a metric of hf_merge (`BUILT_IN`);
+            an `evaluate` module (instance); a callable `(predictions=, references=)` that returns a number or a dict; the
+            path of a metric script; or the Hub name of one. A classification metric gets whole numbers: positions in
+            `labels`, or else in the model's own list of labels. A generation metric gets texts.
+        metric_key: which number of a metric's result is the score; needed when there are several.
+        metric_arguments: further keyword arguments for the metric's `compute`.
+        direction: "maximize" or "minimize"; None takes the metric's own where it is known, else "maximize".
+        split: the split that a search looks at. None takes "search", "validation" or "train", whichever comes first.
+        held_out: the rows that no search sees: a split's name, a `Dataset`, or a share in (0, 1) of `split` that a hash of
+            each row's input sets aside. None takes the split "held_out" or "test", whichever comes first, else 0.5.
+        config: the dataset's configuration, as `load_dataset` takes it.
+        revision: the dataset's commit or branch on the Hub.
+        input: the column that the model reads; for classification also a pair of columns.
+        target: the column with the right answer; not used by language-modeling. Classes are the names of labels, or numbers
+            (a `ClassLabel`'s names if the model knows them, else positions in `labels` or in the model's labels).
+        labels: the only labels among which a class is chosen, for a model whose one head serves several tasks.
+        prompt: for generation, a template such as "Question: {question} Answer:" over the columns; None is the input alone.
+        max_new_tokens: of a generated continuation.
+        max_length: tokens of a row, longer rows are cut (generation keeps a prompt's end). None: what model and tokenizer
+            can take, at most 2048.
+        batch_size: the most rows that run at once; fewer if rows are long or memory is short. Scores do not depend on it.
+        limit: the most rows of either split; which ones stay is decided by a hash of the input.
+        trust_metric_code: allows a metric from the Hub, which is downloaded Python that runs on this machine.
+    """
+
+    name: str
+    dataset: Dataset | DatasetDict | str | Path = field(repr=False)
+    task: str = TEXT_CLASSIFICATION
+    metric: Any = None
+    metric_key: str | None = None
+    metric_arguments: Mapping[str, Any] = field(default_factory=dict)
+    direction: str | None = None
+    split: str | None = None
+    held_out: str | float | Dataset | None = None
+    config: str | None = None
+    revision: str | None = None
+    input: str | tuple[str, ...] = "text"
+    target: str = "label"
+    labels: tuple[str, ...] | None = None
+    prompt: str | None = None
+    max_new_tokens: int = 64
+    max_length: int | None = None
+    batch_size: int = 256
+    limit: int | None = None
+    trust_metric_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.metric is None and self.task in BUILT_IN:
+            self._set("metric", BUILT_IN[self.task][0])
+        if self.direction is None:
+            self._set("direction", MINIMIZE if {self.metric_name, self.metric_key} & _LOWER_IS_BETTER else MAXIMIZE)
+        if isinstance(self.input, list):
+            self._set("input", tuple(self.input))
+        if isinstance(self.labels, list):
+            self._set("labels", tuple(self.labels))
+        wrong = [*self._wrong_task(), *self._wrong_metric(), *self._wrong_rows()]
+        if wrong:
+            raise EvaluationError("\n".join(f"Objective {self.name!r}: {problem}" for problem in wrong))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _wrong_task(self) -> Iterable[str]:
+        if not isinstance(self.name, str) or not self.name.strip():
+            yield f"`name` is a non-empty text, got {self.name!r}."
+        if self.task not in BUILT_IN:
+            yield unknown("task", self.task, BUILT_IN)
+        if self.direction not in (MAXIMIZE, MINIMIZE):
+            yield unknown("direction", self.direction, (MAXIMIZE, MINIMIZE))
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            optional = name in ("max_length", "limit")
+            if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                yield f"`{name}` is a positive whole number{' or None' if optional else ''}, got {value!r}."
+        if self.labels is not None:
+            if self.task != TEXT_CLASSIFICATION:
+                yield f"`labels` belong to text-classification, and the task is {self.task!r}."
+            if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
+                yield f"`labels` is a list of names, got {self.labels!r}."
+            elif len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
+                yield f"`labels` holds at least two names, each once, got {self.labels!r}."
+        if self.prompt is not None and self.task != TEXT_GENERATION:
+            yield f"`prompt` belongs to text-generation, and the task is {self.task!r}."
+
+    def _wrong_metric(self) -> Iterable[str]:
+        if not isinstance(self.metric_arguments, Mapping):
+            yield f"`metric_arguments` maps names to values, got {self.metric_arguments!r}."
+        if isinstance(self.metric, type):
+            yield f"`metric` is the class {self.metric.__name__}; give an instance, {self.metric.__name__}()."
+            return
+        if self.task in BUILT_IN and self.metric not in BUILT_IN[self.task]:
+            if self.task == LANGUAGE_MODELING:
+                yield f"language-modeling is scored by {' or '.join(BUILT_IN[self.task])}, got the metric {self.metric_name!r}."
+            elif task := next((task for task, names in BUILT_IN.items() if self.metric in names), None):
+                yield f"{self.metric!r} scores {task}, and the task is {self.task!r}, scored by {', '.join(BUILT_IN[self.task])}."
+            elif (path := self.metric_path) is not None:
+                if not path.exists():
+                    yield f"the metric script {str(self.metric)!r} does not exist."
+            elif not isinstance(self.metric, str):
+                if not callable(self.metric) and not hasattr(self.metric, "compute"):
+                    yield f"`metric` is a name, a path, an evaluate module or a callable, got {self.metric!r}."
+            elif not self.trust_metric_code:
+                yield (
+                    f"{unknown('metric', self.metric, BUILT_IN[self.task])} A metric of that name on the Hub is downloaded Python "
+                    "that would run on this machine: set trust_metric_code=True if that is what you want."
+                )
+
+    def _wrong_rows(self) -> Iterable[str]:
+        if not isinstance(self.dataset, Dataset | DatasetDict | str | Path):
+            yield f"`dataset` is a Dataset, a DatasetDict, a Hub id or a path, got {type(self.dataset).__name__}."
+        if isinstance(self.dataset, Dataset) and self.split is not None:
+            yield f"a Dataset has no splits: leave out split={self.split!r}, or give a DatasetDict."
+        if isinstance(self.dataset, Dataset) and isinstance(self.held_out, str):
+            yield f"a Dataset has no split {self.held_out!r} to hold out: give a Dataset or a share in (0, 1)."
+        if isinstance(self.dataset, Dataset | DatasetDict) and (self.config or self.revision):
+            yield "`config` and `revision` belong to a dataset that is loaded by name, and this one is in memory."
+        if isinstance(self.held_out, str) and self.held_out == self.split:
+            yield f"`split` and `held_out` are both {self.split!r}: the held-out rows must be rows that the search never saw."
+        elif isinstance(self.held_out, bool) or not isinstance(self.held_out, str | Dataset | float | None):
+            yield f"`held_out` is a split's name, a Dataset or a share in (0, 1), got {self.held_out!r}."
+        elif isinstance(self.held_out, float) and not 0 < self.held_out < 1:
+            yield f"`held_out` as a share lies strictly between 0 and 1, got {self.held_out!r}."
+        if not isinstance(self.target, str):
+            yield f"`target` is a column's name, got {self.target!r}."
+        if not self.inputs or not all(isinstance(column, str) for column in self.inputs):
+            yield f"`input` is a column's name, got {self.input!r}."
+        elif len(self.inputs) > (2 if self.task == TEXT_CLASSIFICATION else 1):
+            yield f"`input` is one column (or a pair, for text-classification), got {self.input!r}."
+        try:
+            fields = self.prompt_columns
+        except (ValueError, TypeError) as error:
+            yield f"`prompt` is not a template: {error}."
+        else:
+            if self.prompt is not None and not all(fields):
+                yield f"`prompt` names columns between braces, such as '{{{self.inputs[0]}}}'; got {self.prompt!r}."
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The input columns: one, or two for a pair."""
+        return self.input if isinstance(self.input, tuple) else (self.input,)
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """The columns that the prompt's template names, or the input if there is none."""
+        if self.prompt is None:
+            return self.inputs
+        return tuple(name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None)
+
+    @property
+    def metric_path(self) -> Path | None:
+        """The script or folder of a metric that is a local path; None for every other metric."""
+        if isinstance(self.metric, Path):
+            return self.metric.expanduser()
+        if not isinstance(self.metric, str):
+            return None
+        path = Path(self.metric).expanduser()
+        # A bare name never stands for a folder that happens to lie in the working directory.
+        local = self.metric.startswith(("/", "./", "../", "~")) or path.suffix == ".py" or ("/" in self.metric and path.is_dir())
+        return path if local else None
+
+    @property
+    def metric_name(self) -> str:
+        """The metric's name as tables and cards print it."""
+        if (path := self.metric_path) is not None:
+            return path.stem
+        if isinstance(self.metric, str):
+            return self.metric.rpartition("/")[2]
+        return str(getattr(self.metric, "name", None) or getattr(self.metric, "__name__", type(self.metric).__name__))
+
+    @property
+    def dataset_label(self) -> str:
+        """The dataset as a card prints it: a Hub id with its configuration, or a name that gives away no path."""
+        if isinstance(self.dataset, Dataset | DatasetDict):
+            first = self.dataset if isinstance(self.dataset, Dataset) else next(iter(self.dataset.values()), None)
+            return (first is not None and first.info.dataset_name) or "a dataset in memory"
+        local = isinstance(self.dataset, Path) or Path(self.dataset).expanduser().exists()
+        label = Path(self.dataset).expanduser().resolve().name if local else str(self.dataset)
+        return f"{label} ({self.config})" if self.config else label
+
+    def __str__(self) -> str:
+        split = f" [{self.split}]" if self.split else ""
+        return f"{self.name}: {self.direction} {self.metric_name} of {self.task} on {self.dataset_label}{split}"
+

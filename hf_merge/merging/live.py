@@ -1,0 +1,87 @@
+"""A model in memory whose parameters take a new recipe in place: no disk, no reload."""
+
+import copy
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_merge.checkpoints.checkpoint import Checkpoint
+from hf_merge.errors import MergeError
+from hf_merge.merging.align import align, model_class, model_config
+from hf_merge.merging.execute import Piece, merge_piece, one_torch_thread
+from hf_merge.merging.plan import MergePlan, Opened, plan
+from hf_merge.recipes.recipe import Recipe
+
+RAM_SHARE = 0.4
+"""Share of the machine's memory that the models being merged may hold; larger ones are memory-mapped from the local cache."""
+
+
+class LiveModel:
+    """One transformers model whose weights are replaced, in place, by the merge that a recipe describes.
+
+    `opened` holds every model that a recipe may name; their tensors are fetched once. `model` starts as the merge of `recipe`,
+    on `device` and in the merge's dtype. Raises `MergeError` if transformers does not know the architecture or would have
+    to invent weights.
+    """
+
+    def __init__(self, recipe: Recipe, opened: Opened, *, device: torch.device | None = None) -> None:
+        self._opened, self._align = opened, lru_cache(maxsize=None)(align)
+        self.device = device or torch.device("cpu")
+        _fetch(opened)
+        compiled, merged = self._merge(recipe)
+        self.model = _build(compiled.primary, merged).eval()
+        self.model.to(device=self.device)
+        self._targets = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters(remove_duplicate=False))}
+
+    def load(self, recipe: Recipe) -> None:
+        """Replace the model's weights by the merge of `recipe`."""
+        compiled, merged = self._merge(recipe)
+        if not merged.keys() <= self._targets.keys():
+            # The checkpoint's layout is not the module's (fused experts, renamed modules): transformers converts it.
+            merged = dict(_build(compiled.primary, merged).state_dict())
+        with torch.no_grad():
+            for name, tensor in merged.items():
+                self._targets[name].copy_(tensor)
+
+    def _merge(self, recipe: Recipe) -> tuple[MergePlan, dict[str, Tensor]]:
+        compiled = plan(recipe, self._opened, align=self._align)
+        merged = {}
+        with one_torch_thread():
+            for name, job in compiled.jobs.items():
+                sources = [compiled.inputs[i].read(source) for i, source in job.sources]
+                merged[name] = merge_piece(compiled, Piece(job, 0, job.elements), sources, self.device).reshape(job.spec.shape)
+        return compiled, merged
+
+
+def _fetch(opened: Opened) -> None:
+    """Bring all tensors near: into memory if they are small enough, else into the Hub's cache on disk."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    small = sum(checkpoint.index.nbytes for checkpoint in opened.values()) <= RAM_SHARE * memory
+    for checkpoint in opened.values():
+        if small:
+            checkpoint.hold()
+        else:
+            checkpoint.store()
+
+
+def _build(primary: Checkpoint, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A transformers model of the primary's config with these tensors (the checkpoint's layout)."""
+    config, cls = model_config(primary.config), model_class(primary.config)
+    if config is None or cls is None:
+        kind, names = primary.config.get("model_type"), primary.config.get("architectures")
+        raise MergeError(f"{primary.label}: transformers has no model for model_type {kind!r} with architectures {names!r}.")
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    dtype = kinds.pop() if len(kinds) == 1 else "auto"
+    model, info = cls.from_pretrained(
+        None, config=copy.deepcopy(config), state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+    )
+    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])})
+    if wrong:
+        raise MergeError(f"{primary.label}: its tensors are not those of {cls.__name__}; missing or unexpected: {wrong[:10]}.")
+    if settings := primary.json("generation_config.json"):
+        model.generation_config = GenerationConfig.from_dict(settings)
+    return model

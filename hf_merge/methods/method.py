@@ -1,0 +1,98 @@
+"""What a merge method is: a pure function, its name and title, and what its signature says."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hf_merge.tensors.rng import Draws
+from hf_merge.tensors.sparsify import PerModel
+
+BLOCK = 1 << 18
+"""Elements of a block. Part of the definition of a merge: random streams and sums are per block of this size."""
+
+RESERVED = frozenset({"rng", "measured", "start"})
+"""Arguments that the executor provides; every other keyword-only argument is a hyperparameter."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A hyperparameter: its default, and whether each model may have its own."""
+
+    default: Any
+    per_model: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A merge method.
+
+    `merge(stack, *, …)` takes one block of the stacked deltas (`space="delta"`) or weights (`space="weight"`) of the models,
+    `(models, b)` float32, and returns `(b,)`. `measure(blocks, n, *, …)`, if there is one, first folds over all blocks of the
+    tensor; `merge` gets its result as `measured`. `models` is the least and greatest number of models; `ordered`
+    says that their order matters.
+    """
+
+    name: str
+    merge: Callable[..., Tensor]
+    title: str
+    paper: str
+    space: Literal["delta", "weight"] = "delta"
+    measure: Callable[..., Any] | None = None
+    models: tuple[int, int | None] = (1, None)
+    ordered: bool = False
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The hyperparameters by their name in a recipe (`weight`, `density`, …), read from the signature."""
+        found = {
+            "weight" if name == "weights" else name: Parameter(p.default, p.annotation == PerModel)
+            for name, p in inspect.signature(self.merge).parameters.items()
+            if p.kind is p.KEYWORD_ONLY and name not in RESERVED
+        }
+        return found | ({"scaling": Parameter(1.0, False)} if self.space == "delta" else {})
+
+    @property
+    def random(self) -> bool:
+        """Whether the result depends on the seed and on the models' names."""
+        return "rng" in self._takes
+
+    @cached_property
+    def _takes(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.merge).parameters)
+
+    @cached_property
+    def _measure_takes(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.measure).parameters) if self.measure else frozenset()
+
+    def measured(self, blocks: Callable[[], Iterable[Tensor]], n: int, arguments: Mapping[str, Any]) -> Any:
+        """The state that `measure` folds from the blocks of a tensor of `n` elements; None if there is nothing to measure."""
+        if self.measure is None:
+            return None
+        return self.measure(blocks, n, **{k: v for k, v in arguments.items() if k in self._measure_takes})
+
+    def merge_block(self, stack: Tensor, arguments: Mapping[str, Any], *, rng: Draws, measured: Any, start: int) -> Tensor:
+        """One block merged: `stack` `(models, b)`, whose first column is element `start` of the tensor, to `(b,)`."""
+        provided = {"rng": rng, "measured": measured, "start": start}
+        return self.merge(stack, **arguments, **{k: v for k, v in provided.items() if k in self._takes})
+
+    def __call__(
+        self, stack: Tensor, *, seed: int = 0, models: tuple[str, ...] | None = None, tensor: str = "", **arguments: Any
+    ) -> Tensor:
+        """The method on one whole tensor in memory: `stack` `(models, *shape)` float32 to `shape`, block by block.
+
+        `seed`, the `models`' names and the `tensor`'s name key the random methods. `scaling` is the executor's and not applied.
+        """
+        flat = stack.reshape(stack.shape[0], -1)
+        names = models or tuple(str(k) for k in range(len(flat)))
+        starts = range(0, flat.shape[1], BLOCK)
+        state = self.measured(lambda: (flat[:, s : s + BLOCK] for s in starts), flat.shape[1], arguments)
+        merged = torch.empty_like(flat[0])
+        for number, s in enumerate(starts):
+            rng = Draws(seed, names, tensor, number)
+            merged[s : s + BLOCK] = self.merge_block(flat[:, s : s + BLOCK], arguments, rng=rng, measured=state, start=s)
+        return merged.reshape(stack.shape[1:])

@@ -1,0 +1,1 @@
+"""Finding good recipes; knows only a score function."""

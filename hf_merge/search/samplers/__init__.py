@@ -1,0 +1,1 @@
+"""The samplers by name."""

@@ -1,0 +1,131 @@
+"""Trials, and the front of those that no other trial dominates."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hf_merge import pareto
+from hf_merge.errors import RecipeError, unknown
+from hf_merge.recipes.recipe import Recipe
+from hf_merge.scores import MAXIMIZE, Scores
+
+Split = Literal["search", "held_out"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """One recipe and what it scored.
+
+    `scores` come from search data and are empty if the trial failed with `error`; `held_out` comes from data that the search
+    never saw and is there for parents and front points only. `label` names a trial that is not the sampler's (a parent, the
+    uniform average). `seconds` is the whole cost: merging and measuring.
+    """
+
+    number: int
+    recipe: Recipe
+    scores: Scores = field(default_factory=dict)
+    held_out: Scores = field(default_factory=dict)
+    error: str | None = None
+    label: str = ""
+    seconds: float = 0.0
+
+    def on(self, split: Split) -> Scores:
+        """The scores on one split; the two are never mixed."""
+        return self.scores if split == "search" else self.held_out
+
+    @property
+    def name(self) -> str:
+        """The label, or `trial N`."""
+        return self.label or f"trial {self.number}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Front(Sequence[Trial]):
+    """The trials that no trial dominates on search data, best in the first objective first.
+
+    `directions` maps each objective to "maximize" or "minimize"; `reference` is the hypervolume's fixed reference point in the
+    objectives' own units. Equal points are all kept, in the order of their numbers.
+    """
+
+    trials: tuple[Trial, ...]
+    directions: Mapping[str, str]
+    reference: Mapping[str, float]
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial], directions: Mapping[str, str], reference: Mapping[str, float]) -> "Front":
+        """The front of `trials`; failed ones are left out, and of the same recipe tried twice the first is kept."""
+        scored = {t.recipe.digest: t for t in reversed(trials) if t.scores}
+        candidates = sorted(scored.values(), key=lambda t: t.number)
+        if not candidates:
+            return cls(trials=(), directions=directions, reference=reference)
+        points = to_points(candidates, directions)
+        kept = [(p, t) for p, t, keep in zip(points.tolist(), candidates, pareto.non_dominated(points), strict=True) if keep]
+        kept.sort(key=lambda pair: ([-v for v in pair[0]], pair[1].number))
+        return cls(trials=tuple(t for _, t in kept), directions=directions, reference=reference)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.trials[index]
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives' names in order."""
+        return tuple(self.directions)
+
+    def hypervolume(self, split: Split = "search") -> float:
+        """Hypervolume above the reference point, in the product of the objectives' units."""
+        return hypervolume(self.trials, self.directions, self.reference, split)
+
+    def choose(self, preference: Mapping[str, float] | Literal["knee"] = "knee", *, objective: str | None = None) -> Trial:
+        """A point of the front by its **search** scores: best in one `objective`, nearest to a `preference` (non-negative
+        weights by objective, missing ones 0), or the knee (equal preference). Raises `RecipeError` for unknown names."""
+        if not self.trials:
+            raise RecipeError("The front is empty: every trial failed. Look at `trials` for the errors.")
+        points = to_points(self.trials, self.directions)
+        if objective is not None:
+            self._known([objective])
+            return self.trials[int(np.argmax(points[:, self.objectives.index(objective)]))]
+        if preference == "knee":
+            return self.trials[pareto.knee(points)]
+        if not isinstance(preference, Mapping):
+            raise RecipeError(f"A preference is a mapping from objectives to weights, or 'knee'; got {preference!r}.")
+        self._known(preference)
+        weights = np.array([preference.get(name, 0.0) for name in self.objectives], dtype=float)
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+            raise RecipeError(f"A preference has non-negative weights, one of them positive; got {dict(preference)!r}.")
+        return self.trials[pareto.preferred(points, weights)]
+
+    def _known(self, names: Sequence[str] | Mapping[str, float]) -> None:
+        for name in names:
+            if name not in self.directions:
+                raise RecipeError(unknown("objective", name, self.directions))
+
+    def __repr__(self) -> str:
+        rows = [f"Front of {len(self)} ({', '.join(f'{d} {n}' for n, d in self.directions.items())})"]
+        for trial in self.trials:
+            values = "  ".join(f"{name} {trial.scores[name].value:.4f}" for name in self.objectives)
+            rows.append(f"  {trial.name:<18} {values}  {trial.recipe}")
+        return "\n".join(rows)
+
+
+def to_points(trials: Sequence[Trial], directions: Mapping[str, str], split: Split = "search") -> pareto.Floats:
+    """The trials' values `(n, m)` with minimized objectives negated, as `hf_merge.pareto` wants them."""
+    signs = [1.0 if direction == MAXIMIZE else -1.0 for direction in directions.values()]
+    rows = [[s * t.on(split)[name].value for name, s in zip(directions, signs, strict=True)] for t in trials]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(signs))
+
+
+def hypervolume(
+    trials: Sequence[Trial], directions: Mapping[str, str], reference: Mapping[str, float], split: Split = "search"
+) -> float:
+    """Hypervolume of any set of trials above `reference` (own units)."""
+    signs = np.array([1.0 if direction == MAXIMIZE else -1.0 for direction in directions.values()])
+    corner = signs * np.array([reference[name] for name in directions])
+    return pareto.hypervolume(to_points(trials, directions, split), corner)

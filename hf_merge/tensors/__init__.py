@@ -1,0 +1,1 @@
+"""Pure tensor maths that the merge methods share."""

@@ -1,0 +1,32 @@
+"""Random numbers that depend on what they are for, never on the order in which they are drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STEPS = 1 << 16
+"""Probabilities are rounded to multiples of 1 / STEPS, and rescaling uses the rounded one."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one block of one tensor: one stream for each model, keyed by (seed, model, tensor, block).
+
+    `models` are the models' names in the recipe, so that neither their order nor the place they are read from matters.
+    """
+
+    seed: int
+    models: Sequence[str]
+    tensor: str
+    block: int
+
+    def uniform(self, model: int, count: int) -> Tensor:
+        """`count` integers, uniform in [0, STEPS), int32 on the CPU, of the stream of the `model`-th model."""
+        key = f"{self.seed}\0{self.models[model]}\0{self.tensor}\0{self.block}".encode()
+        bits = np.random.SFC64(int.from_bytes(blake2b(key, digest_size=16).digest(), "little"))
+        raw = bits.random_raw((count + 3) // 4).astype("<u8", copy=False)
+        return torch.from_numpy(raw.view("<u2")[:count].astype(np.int32))
