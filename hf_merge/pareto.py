@@ -28,7 +28,8 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
     array = _points(points)
     no_worse = (array[:, None] >= array[None]).all(-1)
     better = (array[:, None] > array[None]).any(-1)
-    return ~(no_worse & better).any(0)
+    dominated: NDArray[np.bool_] = np.any(no_worse & better, axis=0)
+    return ~dominated
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,3 +37,31 @@ class Score:
 
 
 Scores = Mapping[str, Score]
+
+
+def save_scores(path: Path, scores: Scores) -> None:
+    """Write scores with their arrays to an .npz file; a reader never sees half of one."""
+    arrays: dict[str, NDArray[Any]] = {"names": np.array(list(scores))}
+    for i, score in enumerate(scores.values()):
+        arrays[f"{i}.numbers"] = np.array([score.value, score.examples, score.seconds])
+        for part in ("outcomes", "replicates"):
+            if (values := getattr(score, part)) is not None:
+                arrays[f"{i}.{part}"] = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+    unfinished.replace(path)
+
+
+def load_scores(path: Path) -> dict[str, Score]:
+    """Scores as `save_scores` wrote them; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {}
+        for i, name in enumerate(arrays["names"].tolist()):
+            value, examples, seconds = arrays[f"{i}.numbers"].tolist()
+            parts = {part: arrays[f"{i}.{part}"] for part in ("outcomes", "replicates") if f"{i}.{part}" in arrays}
+            found[name] = Score(value=value, examples=int(examples), seconds=seconds, **parts)
+        return found

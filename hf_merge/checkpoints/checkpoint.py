@@ -32,8 +32,7 @@ class Checkpoint:
     """
 
     def __init__(self, ref: ModelRef, api: HfApi | None = None) -> None:
-        api = api or hub_api()
-        self.given = ref
+        self.api = api = api or hub_api()
         self.files: LocalFiles | HubFiles
         if ref.is_local:
             self.files, self.commit = LocalFiles(ref.path, str(ref)), None
@@ -75,7 +74,7 @@ class Checkpoint:
         """Download the shards into the Hub's cache once; later reads are memory-mapped from there."""
         if isinstance(self.files, HubFiles):
             shards = sorted({entry.file for entry in self.index.tensors.values()})
-            folder = snapshot_download(self.ref.id, revision=self.commit, allow_patterns=shards, token=self.files.api.token)
+            folder = snapshot_download(self.ref.id, revision=self.commit, allow_patterns=shards, token=self.api.token)
             self.files = LocalFiles(Path(folder), self.label)
 
     def bytes(self, file: str) -> bytes | None:

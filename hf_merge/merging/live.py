@@ -1,17 +1,18 @@
 """A model in memory whose parameters take a new recipe in place: no disk, no reload."""
 
-import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.errors import MergeError
-from hf_merge.merging.align import align, model_class, model_config
+from hf_merge.merging.align import align, known_config, model_class
 from hf_merge.merging.execute import Piece, merge_piece, one_torch_thread
 from hf_merge.merging.plan import MergePlan, Opened, plan
 from hf_merge.recipes.recipe import Recipe
@@ -57,6 +58,29 @@ class LiveModel:
         return compiled, merged
 
 
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer at its commit. Raises `MergeError` if it has none that transformers can load."""
+    ref = checkpoint.ref
+    try:
+        where, revision = (str(ref.path), None) if ref.is_local else (ref.id, ref.revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, revision=revision, token=checkpoint.api.token)
+    except (OSError, ValueError, KeyError) as error:
+        raise MergeError(f"{checkpoint.label} has no tokenizer that transformers can load: {error}") from error
+    return tokenizer
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """A bar for every candidate would bury the search's own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _fetch(opened: Opened) -> None:
     """Bring all tensors near: into memory if they are small enough, else into the Hub's cache on disk."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -70,15 +94,13 @@ def _fetch(opened: Opened) -> None:
 
 def _build(primary: Checkpoint, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
     """A transformers model of the primary's config with these tensors (the checkpoint's layout)."""
-    config, cls = model_config(primary.config), model_class(primary.config)
-    if config is None or cls is None:
-        kind, names = primary.config.get("model_type"), primary.config.get("architectures")
-        raise MergeError(f"{primary.label}: transformers has no model for model_type {kind!r} with architectures {names!r}.")
+    config, cls = known_config(primary), model_class(primary.config)
+    if cls is None:
+        raise MergeError(f"{primary.label}: transformers has no class {primary.config.get('architectures')!r}.")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     dtype = kinds.pop() if len(kinds) == 1 else "auto"
-    model, info = cls.from_pretrained(
-        None, config=copy.deepcopy(config), state_dict=dict(tensors), dtype=dtype, output_loading_info=True
-    )
+    with _without_bars():
+        model, info = cls.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True)
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])})
     if wrong:
         raise MergeError(f"{primary.label}: its tensors are not those of {cls.__name__}; missing or unexpected: {wrong[:10]}.")

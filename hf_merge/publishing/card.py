@@ -61,7 +61,7 @@ _SNIPPETS = {
 
 
 def render(facts: CardFacts) -> ModelCard:
-    """The card of a merge. Raises `PublishError` if the parents' licences need the user's consent (see `license.resolve`)."""
+    """The card of a merge. Raises `PublishError` if the parents' licenses need the user's consent (see `license.resolve`)."""
     license = resolve(facts.licenses, consent=facts.consent)
     content = f"---\n{metadata(facts, license).to_yaml()}\n---\n\n{_body(facts, license)}"
     return ModelCard(content)
@@ -73,12 +73,12 @@ def metadata(facts: CardFacts, license: License) -> ModelCardData:
     metrics = sorted({result.metric_type for result in results})
     parents = [ref.id for ref in facts.recipe.inputs if not ref.is_local]
     front = ["pareto-front"] if facts.front else []
-    named = license.identifier == OTHER
+    named, on_hub = license.identifier == OTHER, re.fullmatch(r"[\w.-]+/[\w.-]+", facts.repo_id)
     return ModelCardData(
         language=[one_line(language) for language in facts.languages] or None,
         license=license.identifier,
         license_name=license.name if named else None,
-        license_link=f"{HUB}/{facts.repo_id}#license" if named and license.name else None,
+        license_link=f"{HUB}/{facts.repo_id}#license" if named and license.name and on_hub else None,
         library_name="transformers",
         pipeline_tag=facts.pipeline_tag,
         base_model=parents or None,
@@ -114,6 +114,7 @@ def _body(facts: CardFacts, license: License) -> str:
         position=sections.position(front, position(trial, front, facts.rivals)) if front else [],
         picture=Markdown(facts.picture) if facts.picture and re.fullmatch(r"[\w.-]+", facts.picture) else None,
         held_out=sections.held_out() if trial.held_out else None,
+        scored=bool(trial.scores),
         differences=sections.differences() if compared else None,
         hypervolumes=sections.hypervolumes(front) if front and complete(front, front.directions) else None,
         reference=sections.reference(front) if front else None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from hf_merge.publishing.license import Declared
@@ -23,7 +24,7 @@ class SearchFacts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CardFacts:
-    """All that a card says. A merge of a written recipe has no front and no scores: then `repo_id`, `trial` and `licenses` will do.
+    """All that a card says. For a written recipe, without front or scores, the first three will do.
 
     Args:
         repo_id: where the model is (going to be), `namespace/name`, or a local folder.
@@ -34,7 +35,7 @@ class CardFacts:
         objectives: for each one `name`, `task`, `metric`, `implementation`, `direction`, `dataset`, `split`, `held_out`,
             `rows_search`, `rows_held_out`, as strings and numbers; what is missing is left out.
         licenses: what each model that was read declares, by id (see `license.licenses_of`).
-        consent: whether the user agreed to publish under licences that forbid commercial use or derived works.
+        consent: whether the user agreed to publish under licenses that forbid commercial use or derived works.
         model_name: the title; the last part of `repo_id` unless given.
         auto_class: the transformers class that loads the model, such as "AutoModelForCausalLM".
         picture: the file name of the front's picture in the repository; None leaves it out.
@@ -81,5 +82,11 @@ class CardFacts:
         return described or dict.fromkeys(self.trial.held_out, MAXIMIZE)
 
     def objective(self, name: str) -> Mapping[str, Any]:
-        """What is known about one objective."""
-        return next((o for o in self.objectives if o.get("name") == name), {})
+        """What is known about one objective. Of a dataset that is a path, only the last part: the rest is this machine's."""
+        known = next((o for o in self.objectives if o.get("name") == name), {})
+        dataset = PurePath(str(known.get("dataset") or ""))
+        return (
+            {**known, "dataset": dataset.name}
+            if dataset.is_absolute() or dataset.parts[:1] in ((".",), ("~",), ("..",))
+            else known
+        )

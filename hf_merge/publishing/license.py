@@ -1,4 +1,4 @@
-"""What the parents' licences allow: inherited when equal, listed when mixed, left out when unknown; never guessed."""
+"""What the parents' licenses allow: inherited when equal, listed when mixed, left out when unknown; never guessed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import (
     GatedRepoError,
-    HTTPError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -27,7 +27,7 @@ Declared = str | Sequence[str] | None
 OTHER = "other"
 _RESTRICTED = re.compile(r"(^|[^a-z])(nc|nd)([^a-z]|$)|non-?commercial|(^|[^a-z])research([^a-z]|$)")
 _DUTIES = {
-    "llama": "Llama terms: pass the agreement on, show “Built with Llama”, and from Llama 3 on let the name begin with “Llama”.",
+    "llama": "Llama terms: pass the agreement on, show “Built with Llama”, and from Llama 3 on begin the name with “Llama”.",
     "gemma": "Gemma terms: pass them and the prohibited use policy on, and say that the files were changed.",
 }
 
@@ -37,7 +37,7 @@ class License:
     """What a merge declares.
 
     `identifier` is None when it is left out, and `other` when the parents differ or have terms of their own, which `name` then
-    names. `members` are the parents with what each declares; `duties` what some licences ask of a derived model.
+    names. `members` are the parents with what each declares; `duties` what some licenses ask of a derived model.
     """
 
     identifier: str | None
@@ -48,7 +48,7 @@ class License:
 
 
 def resolve(licenses: Mapping[str, Declared], *, consent: bool = False) -> License:
-    """The licence of a merge of models with these licences.
+    """The license of a merge of models with these licenses.
 
     Raises `PublishError` if a parent forbids commercial use or derived works, or allows research only, without `consent`.
     """
@@ -57,16 +57,16 @@ def resolve(licenses: Mapping[str, Declared], *, consent: bool = False) -> Licen
     distinct = sorted({identifier for found in members.values() for identifier in found})
     duties = tuple(text for family, text in _DUTIES.items() if any(family in i.removeprefix("other: ") for i in distinct))
     if not members or not all(members.values()):
-        note = "Not every parent declares a licence, so none is declared here: ask their authors before you use or share this model."
+        note = "Not every parent declares a license, so none is declared here. Ask their authors before you use or share this."
         return License(identifier=None, name=None, note=note, members=members, duties=duties)
     if len(distinct) == 1:
         identifier, _, name = distinct[0].partition(": ")
         note = (
-            "All parents declare terms of their own: read them." if identifier == OTHER else "All parents declare this licence."
+            "All parents declare terms of their own: read them." if identifier == OTHER else "All parents declare this license."
         )
         return License(identifier=identifier, name=name or None, note=note, members=members, duties=duties)
     name = " and ".join(d.removeprefix("other: ") for d in distinct)
-    note = "The parents declare different licences, and the terms of each apply to its share."
+    note = "The parents declare different licenses, and the terms of each apply to its share."
     return License(identifier=OTHER, name=name, note=note, members=members, duties=duties)
 
 
@@ -82,7 +82,7 @@ def _check_restricted(members: Mapping[str, tuple[str, ...]], consent: bool) -> 
     if restricted and not consent:
         listed = ", ".join(f"{one_line(parent)!r} ({', '.join(found)})" for parent, found in restricted.items())
         raise PublishError(
-            f"Some parents' licences forbid commercial use or derived works, or allow research only: {listed}. "
+            f"Some parents' licenses forbid commercial use or derived works, or allow research only: {listed}. "
             "Leave these models out, or read their terms and give your explicit consent to publish under them."
         )
 
@@ -129,7 +129,7 @@ def _hub_data(ref: ModelRef, api: HfApi) -> Mapping[str, object]:
     except RepositoryNotFoundError as error:
         raise PublishError(f"{ref} is not at {page}, or is private: check the id, or {login}.") from error
     except HfHubHTTPError as error:
-        raise PublishError(f"The Hub did not tell the licence of {ref}: {error.response.status_code}.") from error
+        raise PublishError(f"The Hub did not tell the license of {ref}: {error.response.status_code}.") from error
     except (OfflineModeIsEnabled, HTTPError):
         return _cached_data(ref, api)
     return info.card_data.to_dict() if info.card_data else {}

@@ -27,7 +27,7 @@ def one_line(text: object) -> str:
 
 
 def code(text: object) -> Markdown:
-    """The text as a code span, in a table or not. A pipe becomes its look-alike: parsers differ on how to escape it in tables."""
+    """The text as a code span, in a table or not. A pipe becomes its look-alike: parsers differ on escaping it in tables."""
     content = one_line(text).replace("|", "∣") or " "
     fence = "`" * (max((len(run) for run in re.findall("`+", content)), default=0) + 1)
     padding = " " if content[0] == "`" or content[-1] == "`" else ""

@@ -1,7 +1,7 @@
 """The parts of a card that speak of scores: tables, and sentences that say no more than the intervals allow."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from hf_merge.publishing.facts import CardFacts
@@ -175,9 +175,11 @@ class Sections:
             yield Markdown("It has no held-out scores, so nothing more can be said of it.")
         elif found.dominated_by:
             by = listed(self._name(t) for t in found.dominated_by)
-            yield Markdown(f"**Dominated on held-out data** by {by}: there it is nowhere better and somewhere worse.")
+            yield Markdown(f"**Dominated on held-out data** by {by}: as good everywhere and better somewhere.")
         else:
-            yield Markdown("On held-out data it is **not dominated** either, by the rest of the front or by a model below.")
+            yield Markdown(
+                "**Not dominated on held-out data** either: no model below is as good everywhere and better somewhere."
+            )
 
     def _wins(self, found: Position) -> Iterator[Markdown]:
         held_out = self.facts.trial.held_out
@@ -205,13 +207,17 @@ class Sections:
             yield Markdown(f"Against the {self._name(parent)} it {'; '.join(parts)}.")
 
     def _neighbors(self, found: Position) -> Iterator[Markdown]:
-        for name, other in found.neighbors.items():
-            gaps = {n: gap(other, self.facts.trial, n, d) for n, d in self.directions.items()}
-            steps = {n: Markdown(f"{cell(g, self.scales[n], sign=True)} in {plain(n)}") for n, g in gaps.items()}
-            rest: Iterable[Markdown] = (step for n, step in steps.items() if n != name)
-            yield Markdown(f"Next on the front for more {plain(name)}: {self._name(other)}, {', '.join([steps[name], *rest])}.")
+        for other in {id(t): t for t in found.neighbors.values()}.values():
+            better = [n for n, t in found.neighbors.items() if t is other]
+            order = [*better, *(n for n in self.directions if n not in better)]
+            gaps = {n: gap(other, self.facts.trial, n, self.directions[n]) for n in order}
+            steps = [Markdown(f"{cell(g, self.scales[n], sign=True)} in {plain(n)}") for n, g in gaps.items()]
+            wins = listed(plain(n) for n in better)
+            yield Markdown(f"**Neighbor** on the front, better in {wins}: {self._name(other)}, with {listed(steps)}.")
 
     def _knee(self, front: Front, found: Position) -> Markdown:
         if found.is_knee:
-            return Markdown("It is the **knee** of the front: nearest to the ideal when all objectives count the same.")
-        return Markdown(f"It is not the knee of the front; that is {self._name(front.choose('knee'))}.")
+            return Markdown(
+                "**The knee** of the front: nearest to the ideal, by search scores, when all objectives count the same."
+            )
+        return Markdown(f"Not the knee of the front, which is {self._name(front.choose('knee'))}.")

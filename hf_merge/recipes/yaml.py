@@ -134,6 +134,8 @@ def _ref(given: Any) -> ModelRef:
             _check_keys(parts, ("model",), "a model's reference")
             return _ref(parts["model"])
         _check_keys(parts, ("path", "revision"), "a model's reference")
+        if "path" not in parts:
+            raise RecipeError(f"A model's reference needs 'path', got {parts!r}.")
         given = "@".join(str(parts[key]) for key in ("path", "revision") if key in parts)
     if not isinstance(given, str) or not given:
         raise RecipeError(f"A model is 'namespace/name', 'namespace/name@revision' or a path, got {given!r}.")
@@ -159,7 +161,7 @@ def _parameters(given: Any, where: str) -> dict[str, Number]:
         raise RecipeError(f"The parameters of {where} are a mapping of names to numbers, got {type(given).__name__}.")
     found: dict[str, Number] = {}
     for key, value in given.items():
-        name = _FROM_MERGEKIT.get(key, key)
+        name = str(_FROM_MERGEKIT.get(key, key))
         if isinstance(value, list | Mapping):
             raise RecipeError(f"{key!r} of {where}: gradients and filters are not supported yet, give one number.")
         if name in found:

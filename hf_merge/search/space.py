@@ -19,6 +19,9 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
 """The range of each number that is searched. Weights are free in [0, 1], so their sum is free as well: the best sums often
 add up to more than 1."""
 
+DIGITS = 9
+"""Digits after the point that a recipe's numbers keep, so that equal merges have equal recipes."""
+
 _ALL_KEPT = {"dare_linear": "task_arithmetic", "dare_ties": "ties"}
 """What a random method is once it drops nothing."""
 
@@ -98,23 +101,25 @@ class Space:
         sum add up to 1; DARE that drops nothing is the sum or TIES that it then is; a plain sum whose weights add up to 1
         is their average, so one model at weight 1 is that model alone.
         """
+        # Optuna's crossovers return the end of a range one step short of it; rounding puts it back.
+        params = {k: round(float(v), DIGITS) if k != "method" else v for k, v in params.items()}
         method = params["method"]
         if "t" in _searched(method):
-            return self._between(method, float(params["t"]))
-        weights = [float(params[f"weight.{m.name}"]) for m in self.models]
+            return self._between(method, params["t"])
+        weights = [params[f"weight.{m.name}"] for m in self.models]
         models = [m for m, w in zip(self.models, weights, strict=True) if w != 0]
         weights = [w for w in weights if w != 0]
         if not models:
             nothing = (RecipeModel(ref=self.base),) if self.base and method != "linear" else self.models
             return self._average(nothing)
-        densities = [float(params[self._key("density", m)]) for m in models] if "density" in _searched(method) else []
+        densities = [params[self._key("density", m)] for m in models] if "density" in _searched(method) else []
         if all(d == 1 for d in densities):
             method = _ALL_KEPT.get(method, method)
-        scaling = float(params["scaling"]) if "scaling" in _searched(method) else 1.0
+        scaling = params["scaling"] if "scaling" in _searched(method) else 1.0
         is_sum = method in _SUMS or (method == "ties" and len(models) == 1 and densities == [1])
         if _normalizes(method):
             weights = _shares(weights)
-        if is_sum and scaling == 1 and math.isclose(sum(weights), 1, abs_tol=1e-9):
+        if is_sum and scaling == 1 and _is_one(sum(weights)):
             return self._average(models, weights)
         own = {"weight": weights} | ({"density": densities} if "density" in _searched(method) else {})
         return self._made(method, models, own, {"scaling": scaling} if "scaling" in _searched(method) else {})
@@ -244,9 +249,13 @@ def _normalizes(method: str) -> bool:
 
 
 def _shares(weights: Sequence[float]) -> list[float]:
-    """`weights` as parts of 1, to 12 digits and never divided twice: proportional weights then have one recipe."""
+    """`weights` as parts of 1, rounded and never divided twice: proportional weights then have one recipe."""
     total = sum(weights)
-    return list(weights) if math.isclose(total, 1, abs_tol=1e-9) else [round(w / total, 12) for w in weights]
+    return list(weights) if _is_one(total) else [round(w / total, DIGITS) for w in weights]
+
+
+def _is_one(total: float) -> bool:
+    return math.isclose(total, 1, abs_tol=100 * 10**-DIGITS)
 
 
 def _is_range(bounds: Any) -> bool:

@@ -19,6 +19,7 @@ from hf_merge.demo.hub.names import KINDS
 from hf_merge.demo.hub.reading import Reading
 from hf_merge.demo.hub.refusal import Refusal, bad_request
 from hf_merge.demo.hub.store import Store
+from hf_merge.demo.hub.uploading import Uploading
 from hf_merge.demo.hub.writing import Writing, json_body
 
 
@@ -42,7 +43,8 @@ def create_app(store: Store, accounts: Accounts, controls: Controls) -> ASGIApp:
     routes = [
         *admin.routes(),
         *Gathering(store, gate).routes(),
-        *Writing(store, gate, _secret(store)).routes(),
+        *Writing(store, gate).routes(),
+        *Uploading(store, gate, _secret(store)).routes(),
         *Reading(store, gate).routes(),
     ]
     app = Starlette(

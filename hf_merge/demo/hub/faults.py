@@ -227,6 +227,8 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if self.scope["transport"].is_closing():
+            return
         if message["type"] == "http.response.start":
             self._start(message)
             await self.inner_send(message)

@@ -120,8 +120,11 @@ def _facts(repository: Repository, commit: Commit) -> dict[str, Any]:
     facts: dict[str, Any] = {"cardData": card} if card else {}
     if repository.kind != "models":
         return facts | {"tags": _tags(card, config, commit)}
-    if config:
-        facts["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}
+    shown: dict[str, Any] = {key: config[key] for key in ("architectures", "model_type") if key in config}
+    if adapter := _json_file(repository, commit, "adapter_config.json"):
+        shown["peft"] = {key: adapter[key] for key in ("base_model_name_or_path", "task_type") if key in adapter}
+    if shown:
+        facts["config"] = shown
     library = card.get("library_name") or _library(commit, config)
     facts |= {"tags": _tags({**card, "library_name": library}, config, commit), "library_name": library}
     if "pipeline_tag" in card:

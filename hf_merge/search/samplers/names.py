@@ -7,14 +7,19 @@ from types import MappingProxyType
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers.nsgaii import BLXAlphaCrossover
 
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.search.samplers.nsga2 import SeededNSGAIIISampler, SeededNSGAIISampler, population
 
 SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = MappingProxyType(
     {
-        "nsga2": lambda seed, trials: SeededNSGAIISampler(seed=seed, population_size=population(trials)),
-        "nsga3": lambda seed, trials: SeededNSGAIIISampler(seed=seed, population_size=population(trials)),
+        "nsga2": lambda seed, trials: SeededNSGAIISampler(
+            seed=seed, population_size=population(trials), crossover=BLXAlphaCrossover()
+        ),
+        "nsga3": lambda seed, trials: SeededNSGAIIISampler(
+            seed=seed, population_size=population(trials), crossover=BLXAlphaCrossover()
+        ),
         "tpe": lambda seed, trials: TPESampler(seed=seed, multivariate=True),
         "gp": lambda seed, trials: GPSampler(seed=seed),
         "random": lambda seed, trials: RandomSampler(seed=seed),

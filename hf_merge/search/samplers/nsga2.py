@@ -1,4 +1,8 @@
-"""NSGA-II and NSGA-III whose first generation holds the recipes that were enqueued."""
+"""NSGA-II and NSGA-III whose first generation holds the recipes that were enqueued.
+
+Children are drawn by BLX-α (Eshelman and Schaffer, 1993), which `benchmarks/crossover.py` chose. TABLE
+It is one synthetic problem: a direction, not a law.
+"""
 
 import optuna
 from optuna.samplers import NSGAIIISampler, NSGAIISampler

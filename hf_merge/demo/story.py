@@ -1,0 +1,175 @@
+"""The demo's inner half: specialists to the Hub, a search, the knee published with its card, and loaded back to be checked."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_merge.auto import auto_merge
+from hf_merge.checkpoints.checkpoint import hub_api
+from hf_merge.demo.classifiers import CLASSIFIERS
+from hf_merge.demo.specialists import FamilyFolder, build_family
+from hf_merge.errors import HfMergeError
+from hf_merge.evaluation.measure import Evaluator
+from hf_merge.evaluation.objective import Objective
+from hf_merge.model_ref import ModelRef
+from hf_merge.publishing.position import hypervolume_gain
+from hf_merge.recipes.recipe import Recipe, RecipeModel
+from hf_merge.result import PICTURE, MergeResult
+from hf_merge.single import merge
+
+PUBLISHED = "bert-tiny-all-three"
+SUMMARY = "summary.json"
+_DATASET_CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - {{split: search, path: search.parquet}}
+  - {{split: held_out, path: held_out.parquet}}
+---
+
+Rows of the task {task}, none of which a specialist was trained on.
+"""
+
+
+def tell(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: bool) -> None:
+    """The whole story; prints what it does and leaves a summary in `folder`."""
+    with chapter("Building the specialists: a base and three fine-tunes (cached after the first time)"):
+        family = build_family(CLASSIFIERS, progress=progress)
+    names = family.family
+    with chapter(f"Publishing them to a Hub on this machine, {os.environ['HF_ENDPOINT']}"):
+        publish(family, hub_api())
+    models = [names.repo_id(task.model) for task in names.tasks]
+    with chapter("Merging one written recipe, streamed from the Hub"):
+        recipe = Recipe(
+            method="ties",
+            base=ModelRef(names.repo_id(names.base)),
+            models=tuple(RecipeModel(ref=ModelRef(model), parameters={"weight": 1.0, "density": 0.5}) for model in models),
+        )
+        print(merge(recipe, folder / "ties", progress=progress).plan)
+    objectives = [Objective(name=t.name, dataset=names.repo_id(f"{t.name}-rows"), labels=t.labels) for t in names.tasks]
+    with chapter(
+        f"Searching {trials} recipes for the front of {len(objectives)} objectives, then re-scoring it on held-out data"
+    ):
+        result = auto_merge(
+            names.repo_id(names.base),
+            models,
+            objectives,
+            trials=trials,
+            seed=seed,
+            folder=folder / "run",
+            progress=progress,
+        )
+    chosen, repo_id = result.choose(), names.repo_id(PUBLISHED)
+    with chapter(f"Publishing the knee, {chosen.name}, as {repo_id}"):
+        address = result.push_to_hub(repo_id, trial=chosen, progress=progress)
+    with chapter("Loading it back with plain transformers and measuring it again"):
+        checked = reproduce(repo_id, objectives, seed)
+        print(table(["objective", "on the card", "measured again"], [[k, *map(repr, v)] for k, v in checked.items()]))
+    card = Path(hf_hub_download(repo_id, "README.md"))
+    picture = Path(hf_hub_download(repo_id, PICTURE))
+    if cards is not None:
+        cards.mkdir(parents=True, exist_ok=True)
+        # The picture stands beside the card under a name of its own.
+        text = card.read_text(encoding="utf-8").replace(f"({PICTURE})", f"({PUBLISHED}.png)")
+        (cards / f"{PUBLISHED}.md").write_text(text, encoding="utf-8")
+        shutil.copyfile(picture, cards / f"{PUBLISHED}.png")
+    shutil.copyfile(card, folder / "card.md")
+    shutil.copyfile(picture, folder / PICTURE)
+    volumes = compare(result)
+    print(f"\n{result}\n")
+    print(table(["held-out hypervolume of the front, more than that of", "gain", "95 % interval"], volumes))
+    print(f"\nThe card: {folder / 'card.md'}\nThe picture: {folder / PICTURE}\nThe run: {folder / 'run'}")
+    summary = {"address": address, "card": str(folder / "card.md"), "picture": str(folder / PICTURE), "scores": checked}
+    (folder / SUMMARY).write_text(json.dumps(summary | {"front": len(result.front), "gains": volumes}, indent=1))
+    if any(before != again for before, again in checked.values()):
+        raise HfMergeError("The published model does not score what its card says.")
+
+
+def publish(family: FamilyFolder, api: HfApi) -> None:
+    """Every model, and each task's search and held-out rows, as repositories on the Hub."""
+    names = family.family
+    for folder in (family.base, *family.models.values()):
+        repo_id = names.repo_id(folder.name)
+        api.create_repo(repo_id, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add the model")
+    for task, splits in family.data.items():
+        repo_id = names.repo_id(f"{task}-rows")
+        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        api.upload_file(
+            repo_id=repo_id,
+            repo_type="dataset",
+            path_in_repo="README.md",
+            path_or_fileobj=_DATASET_CARD.format(task=task).encode(),
+        )
+        for split in ("search", "held_out"):
+            api.upload_file(
+                repo_id=repo_id, repo_type="dataset", path_in_repo=f"{split}.parquet", path_or_fileobj=str(splits[split])
+            )
+
+
+def reproduce(repo_id: str, objectives: list[Objective], seed: int) -> dict[str, tuple[float, float]]:
+    """By objective: the held-out score on the card of a repository, and what its model scores when it is loaded back."""
+    model = AutoModelForSequenceClassification.from_pretrained(repo_id)
+    evaluator = Evaluator(
+        objectives, tokenizer=AutoTokenizer.from_pretrained(repo_id), config=model.config, seed=seed, progress=False
+    )
+    scores = evaluator.measure(model, "held_out")
+    results = {str(entry.task_name): entry.metric_value for entry in ModelCard.load(repo_id).data.eval_results or []}
+    # A card gives six digits.
+    return {name: (results[name], round(score.value, 6)) for name, score in scores.items()}
+
+
+def compare(result: MergeResult) -> list[list[str]]:
+    """How much more held-out hypervolume the front has than each parent, the uniform average and the base."""
+    rows = []
+    for rival in (*result.parents, *result.others):
+        gain = hypervolume_gain(result.front, [rival], result.front.directions, result.front.reference)
+        low, high = gain.interval or (float("nan"), float("nan"))
+        rows.append([rival.name, f"{gain.value:+.4f}", f"{low:+.4f} … {high:+.4f}"])
+    return rows
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns of text under a header."""
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows])
+
+
+@contextmanager
+def chapter(title: str) -> Iterator[None]:
+    """A heading, and how long what stands under it took."""
+    print(f"\n■ {title}", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"  {time.monotonic() - started:.1f} s", flush=True)
+
+
+def main() -> int:
+    """The command line that `walk` calls."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--trials", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--cards", type=Path)
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args()
+    try:
+        tell(options.folder, trials=options.trials, seed=options.seed, cards=options.cards, progress=not options.quiet)
+    except HfMergeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""What `auto_merge()` gives back: the front, every trial behind it, and what can be done with them."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+import torch
+from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_merge.checkpoints.checkpoint import hub_api
+from hf_merge.errors import HfMergeError, RecipeError
+from hf_merge.merging.live import LiveModel, load_tokenizer
+from hf_merge.merging.plan import open_inputs, plan
+from hf_merge.publishing.card import render
+from hf_merge.publishing.facts import SearchFacts
+from hf_merge.publishing.plots import plot_front, save_png
+from hf_merge.publishing.push import check_writable
+from hf_merge.recipes.yaml import from_dict, to_dict
+from hf_merge.scores import Score, Scores, load_scores, save_scores
+from hf_merge.search.trial import Front, Split, Trial
+from hf_merge.single import card_facts, merge_to_hub
+from hf_merge.version import __version__
+
+RESULT = "result.json"
+PICTURE = "front.png"
+SPLITS: tuple[Split, Split] = ("search", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MergeResult:
+    """The outcome of a search.
+
+    `front`: the trials that no other dominates on search data, re-scored on held-out data. `trials`: all of them, failures with
+    their error. `parents`: each model alone; `others`: the uniform average and the base; both re-scored as well.
+    `objectives`: what was measured, as plain facts. `search`: how. `front.reference` is the hypervolume's reference point,
+    fixed from the parents.
+    """
+
+    front: Front
+    trials: tuple[Trial, ...]
+    parents: tuple[Trial, ...]
+    others: tuple[Trial, ...]
+    objectives: tuple[Mapping[str, Any], ...]
+    search: SearchFacts
+
+    def choose(self, preference: Mapping[str, float] | Literal["knee"] = "knee", *, objective: str | None = None) -> Trial:
+        """A point of the front: nearest to a `preference`, best in one `objective`, or the knee. Decided on search scores."""
+        return self.front.choose(preference, objective=objective)
+
+    def plot(self, split: Split = "held_out", *, chosen: Trial | None = None) -> Figure:
+        """Picture of the front with parents, base and uniform average on one split."""
+        return plot_front(self.front, self.parents, self.others, chosen=chosen, split=split)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a trial: recipe, scores on search and on held-out data (in columns of their own), seconds, error."""
+        on_front = {trial.number for trial in self.front}
+        rows = []
+        for trial in self.trials:
+            own = {
+                "trial": trial.number,
+                "label": trial.label,
+                "on_front": trial.number in on_front,
+                "recipe": str(trial.recipe),
+            }
+            for split in SPLITS:
+                scores = trial.on(split)
+                own |= {f"{split}.{name}": scores[name].value if name in scores else None for name in self.front.objectives}
+            rows.append(own | {"seconds": trial.seconds, "error": trial.error})
+        return pandas.DataFrame(rows)
+
+    def build(
+        self, trial: Trial | None = None, *, device: str | torch.device | None = None, token: str | bool | None = None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The merged model of a trial (the knee unless given) in memory, and its tokenizer."""
+        recipe = (trial or self.choose()).recipe
+        opened = open_inputs(recipe, hub_api(token))
+        live = LiveModel(recipe, opened, device=torch.device(device) if device else None)
+        return live.model, load_tokenizer(opened[recipe.primary])
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        trial: Trial | int | None = None,
+        preference: Mapping[str, float] | Literal["knee"] = "knee",
+        objective: str | None = None,
+        private: bool | None = None,
+        consent: bool = False,
+        max_shard_size: int | str = "5GB",
+        token: str | bool | None = None,
+        progress: bool = True,
+    ) -> str:
+        """Publish a point of the front: weights streamed shard by shard, card, picture, recipe and front in one commit.
+
+        The point is a `trial` (or its number), or chosen by `preference` or `objective`. Returns its address. Raises
+        `PublishError` if the repository cannot be written, or if a parent's licence needs `consent`.
+        """
+        api = hub_api(token)
+        repo_id = check_writable(repo_id, api)
+        chosen = self._trial(trial) if trial is not None else self.choose(preference, objective=objective)
+        compiled = plan(chosen.recipe, open_inputs(chosen.recipe, api), max_shard_size=max_shard_size)
+        facts = card_facts(
+            compiled,
+            chosen,
+            repo_id,
+            api,
+            consent=consent,
+            front=self.front,
+            parents=self.parents,
+            others=self.others,
+            objectives=self.objectives,
+            search=self.search,
+            picture=PICTURE,
+        )
+        files = {
+            "README.md": str(render(facts)).encode(),
+            "front.json": json.dumps(self.to_dict(), indent=1).encode(),
+            PICTURE: self._png(chosen),
+        }
+        message = f"{compiled.method.title} merge, a point of the Pareto front between {', '.join(self.front.objectives)}"
+        return merge_to_hub(compiled, repo_id, files, api, private=private, message=message, progress=progress)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the per-example outcomes, as JSON."""
+        return {
+            "hf_merge": __version__,
+            "directions": dict(self.front.directions),
+            "reference": dict(self.front.reference),
+            "hypervolume": {split: self.front.hypervolume(split) for split in SPLITS if all(t.on(split) for t in self.front)},
+            "objectives": [dict(objective) for objective in self.objectives],
+            "search": asdict(self.search),
+            "front": [trial.number for trial in self.front],
+            "parents": [_trial_to_dict(trial) for trial in self.parents],
+            "others": [_trial_to_dict(trial) for trial in self.others],
+            "trials": [_trial_to_dict(trial) for trial in self.trials],
+        }
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the result to a folder: result.json, the picture, and each score with its per-example outcomes."""
+        where = Path(folder)
+        where.mkdir(parents=True, exist_ok=True)
+        for trial in (*self.trials, *self.parents, *self.others):
+            for split in SPLITS:
+                path = scores_path(where, split, trial.recipe.digest)
+                if trial.on(split) and not path.exists():
+                    save_scores(path, trial.on(split))
+        (where / RESULT).write_text(json.dumps(self.to_dict(), indent=1))
+        if self.front:
+            (where / PICTURE).write_bytes(self._png())
+        return where
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "MergeResult":
+        """A result as `save` wrote it. Raises `HfMergeError` if there is none."""
+        where = Path(folder)
+        try:
+            content = json.loads((where / RESULT).read_text())
+        except (OSError, ValueError) as error:
+            raise HfMergeError(f"{where} holds no result of a search ({RESULT}): {error}") from error
+        trials = {entry["number"]: _trial_from_dict(entry, where) for entry in content["trials"]}
+        front = Front(
+            trials=tuple(trials[number] for number in content["front"]),
+            directions=content["directions"],
+            reference=content["reference"],
+        )
+        return cls(
+            front=front,
+            trials=tuple(trials.values()),
+            parents=tuple(_trial_from_dict(entry, where) for entry in content["parents"]),
+            others=tuple(_trial_from_dict(entry, where) for entry in content["others"]),
+            objectives=tuple(content["objectives"]),
+            search=SearchFacts(**content["search"]),
+        )
+
+    def _trial(self, given: Trial | int) -> Trial:
+        if isinstance(given, Trial):
+            return given
+        for trial in (*self.front, *self.trials):
+            if trial.number == given:
+                return trial
+        raise RecipeError(f"There is no trial {given}. The front's: {', '.join(str(t.number) for t in self.front)}.")
+
+    def _png(self, chosen: Trial | None = None) -> bytes:
+        buffer = io.BytesIO()
+        save_png(self.plot(chosen=chosen), buffer)
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        volumes = ", ".join(
+            f"{self.front.hypervolume(split):.4g} on {split} data" for split in SPLITS if all(t.on(split) for t in self.front)
+        )
+        corner = ", ".join(f"{name} {value:.3g}" for name, value in self.front.reference.items())
+        return f"{self.front!r}\nHypervolume {volumes} above ({corner}); {self.search.evaluated} recipes evaluated."
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas()
+        shown = table[table.on_front].drop(columns=["on_front", "error", "seconds"]).to_html(index=False, float_format="%.4f")
+        picture = base64.b64encode(self._png()).decode()
+        return f'{shown}<img alt="Pareto front" style="max-width:100%" src="data:image/png;base64,{picture}">'
+
+
+def scores_path(folder: Path, split: Split, digest: str) -> Path:
+    """Where a result keeps the scores of a recipe on a split."""
+    return folder / "scores" / split / f"{digest}.npz"
+
+
+def _trial_to_dict(trial: Trial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "label": trial.label,
+        "digest": trial.recipe.digest,
+        "recipe": to_dict(trial.recipe),
+        "scores": _scores_to_dict(trial.scores),
+        "held_out": _scores_to_dict(trial.held_out),
+        "seconds": trial.seconds,
+        "error": trial.error,
+    }
+
+
+def _scores_to_dict(scores: Scores) -> dict[str, Any]:
+    return {
+        name: {"value": s.value, "examples": s.examples, "seconds": s.seconds, "interval": s.interval}
+        for name, s in scores.items()
+    }
+
+
+def _trial_from_dict(content: Mapping[str, Any], folder: Path) -> Trial:
+    recipe = from_dict(content["recipe"])
+    scores = {split: load_scores(scores_path(folder, split, recipe.digest)) for split in SPLITS}
+    return Trial(
+        number=content["number"],
+        label=content["label"],
+        recipe=recipe,
+        error=content["error"],
+        seconds=content["seconds"],
+        scores=scores["search"] or _plain(content["scores"]),
+        held_out=scores["held_out"] or _plain(content["held_out"]),
+    )
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Score]:
+    """Scores without their outcomes, as a published front.json has them."""
+    return {name: Score(value=s["value"], examples=s["examples"], seconds=s["seconds"]) for name, s in content.items()}

@@ -1,0 +1,182 @@
+"""One merge of one written recipe: checked from headers, streamed, and written to a folder or straight to the Hub."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import PartialState
+from huggingface_hub import HfApi
+
+from hf_merge.checkpoints.checkpoint import hub_api
+from hf_merge.checkpoints.companions import companion_files
+from hf_merge.checkpoints.index import INDEX
+from hf_merge.checkpoints.writer import Shard, index_json
+from hf_merge.errors import MergeError, RecipeError
+from hf_merge.merging.align import auto_class
+from hf_merge.merging.execute import execute
+from hf_merge.merging.plan import MergePlan, open_inputs, plan
+from hf_merge.publishing.card import RECIPE_FILE, render
+from hf_merge.publishing.facts import CardFacts
+from hf_merge.publishing.license import licenses_of
+from hf_merge.publishing.push import ShardUpload, check_writable
+from hf_merge.recipes import yaml
+from hf_merge.recipes.recipe import Recipe
+from hf_merge.search.trial import Trial
+
+MARKER = ".hf_merge.json"
+"""Stands in a folder as long as the merge into it is not finished; says which one it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """Where a merge went (`where`: a folder or an address on the Hub), what was done and how long it took in seconds."""
+
+    where: str
+    plan: MergePlan = field(repr=False)
+    seconds: float
+
+
+def check(recipe: Recipe | Path | str, *, token: str | bool | None = None) -> MergePlan:
+    """What a merge would read, merge and write, from headers and configs alone. `print` it.
+
+    `recipe` may be a `Recipe` or the path of a YAML file. Raises `RecipeError`, `CheckpointError` or `MergeError` with every
+    mismatch between the models.
+    """
+    return _plan(_recipe(recipe), hub_api(token), "5GB")
+
+
+def merge(
+    recipe: Recipe | Path | str,
+    out: Path | str | None = None,
+    *,
+    push_to: str | None = None,
+    private: bool | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    consent: bool = False,
+    token: str | bool | None = None,
+    progress: bool = True,
+) -> Merged:
+    """Merge a recipe into the folder `out`, or straight to the Hub repository `push_to`, in bounded memory.
+
+    Sources on the Hub are read by ranges and never stored. The result is sharded safetensors with index, config, tokenizer,
+    recipe.yaml and a model card. A merge that was cut off goes on when it is called again. `consent` agrees to publish under
+    parents' licences that forbid commercial use or derived works. Raises `RecipeError`, `CheckpointError` and `MergeError`
+    before any tensor is read, `PublishError` if the repository cannot be written, and `MergeError` for values that are not
+    finite.
+    """
+    if (out is None) == (push_to is None):
+        raise RecipeError("Give either `out`, a folder, or `push_to`, a repository on the Hub.")
+    started, api, found = time.monotonic(), hub_api(token), _recipe(recipe)
+    if push_to is not None:
+        push_to = check_writable(push_to, api)
+    compiled = _plan(found, api, max_shard_size)
+    facts = card_facts(compiled, Trial(number=0, recipe=compiled.recipe), push_to or Path(str(out)).name, api, consent=consent)
+    files = {"README.md": str(render(facts)).encode()}
+    if push_to is not None:
+        where = merge_to_hub(compiled, push_to, files, api, private=private, progress=progress)
+    else:
+        where = str(merge_to_folder(compiled, Path(str(out)), files, overwrite=overwrite, progress=progress))
+    return Merged(where=where, plan=compiled, seconds=time.monotonic() - started)
+
+
+def merge_to_folder(
+    compiled: MergePlan, folder: Path, files: Mapping[str, bytes], *, overwrite: bool = False, progress: bool = True
+) -> Path:
+    """Carry out a plan into `folder`, with `files` beside the weights. Raises `MergeError` if it holds anything else."""
+    state = PartialState()
+    folder, mark = (
+        folder.expanduser(),
+        {"digest": compiled.recipe.digest, "shards": {s.name: s.nbytes for s in compiled.shards}},
+    )
+    if state.is_main_process:
+        _prepare(folder, mark, overwrite, compiled)
+    state.wait_for_everyone()
+
+    def is_done(shard: Shard) -> bool:
+        path = folder / shard.name
+        return path.is_file() and path.stat().st_size == shard.nbytes
+
+    execute(compiled, folder, skip=is_done, progress=progress)
+    if state.is_main_process:
+        for name, data in {**result_files(compiled), **files}.items():
+            (folder / name).write_bytes(data)
+        (folder / MARKER).unlink()
+    state.wait_for_everyone()
+    return folder
+
+
+def merge_to_hub(
+    compiled: MergePlan,
+    repo_id: str,
+    files: Mapping[str, bytes],
+    api: HfApi,
+    *,
+    private: bool | None = None,
+    message: str | None = None,
+    progress: bool = True,
+) -> str:
+    """Carry out a plan into a repository: every shard is uploaded and dropped as soon as it is whole, one commit at the end."""
+    if PartialState().num_processes > 1:
+        raise MergeError("Several processes cannot push one merge yet: merge into a folder and push that, or use one process.")
+    upload = ShardUpload(api=api, repo_id=repo_id, private=private)
+    with tempfile.TemporaryDirectory(prefix="hf_merge-") as folder:
+        execute(compiled, Path(folder), finished=upload.add_shard, progress=progress)
+        everything = {**result_files(compiled), **files}
+        return str(upload.commit(everything, message or f"Merge with {compiled.method.title}"))
+
+
+def result_files(compiled: MergePlan) -> dict[str, bytes]:
+    """The small files of a result: companions of the primary model, the shards' index, the pinned recipe."""
+    found = companion_files(compiled.primary, compiled.dtype)
+    index = index_json(list(compiled.shards))
+    return found | ({INDEX: index} if index else {}) | {RECIPE_FILE: yaml.dumps(compiled.recipe).encode()}
+
+
+def card_facts(compiled: MergePlan, trial: Trial, repo_id: str, api: HfApi, **more: object) -> CardFacts:
+    """What a card says of any merge: licences, the class that loads it, versions; `more` is what else there is to say."""
+    loaded_by, tag = auto_class(compiled.primary.config)
+    return CardFacts(
+        repo_id=repo_id,
+        trial=trial,
+        licenses=licenses_of(compiled.recipe.inputs, api),
+        auto_class=loaded_by,
+        pipeline_tag=tag,
+        versions={name: version(name) for name in ("hf_merge", "torch", "transformers")},
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _recipe(recipe: Recipe | Path | str) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else yaml.load(recipe)
+
+
+def _plan(recipe: Recipe, api: HfApi, max_shard_size: int | str) -> MergePlan:
+    return plan(recipe, open_inputs(recipe, api), max_shard_size=max_shard_size)
+
+
+def _prepare(folder: Path, mark: Mapping[str, object], overwrite: bool, compiled: MergePlan) -> None:
+    """Leave the folder with our marker and nothing but finished shards of this same merge."""
+    marker = folder / MARKER
+    try:
+        unfinished = json.loads(marker.read_text()) if marker.is_file() else None
+        if folder.exists() and any(folder.iterdir()) and unfinished is None and not overwrite:
+            raise MergeError(
+                f"{folder} is not empty. Give another folder, or `overwrite=True` (--overwrite) to replace what it holds."
+            )
+        if any(checkpoint.ref.is_local and checkpoint.ref.path.resolve() == folder.resolve() for checkpoint in compiled.inputs):
+            raise MergeError(f"{folder} is one of the models that are merged. Give another folder.")
+        if unfinished != mark:
+            for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob(".*.part")]:
+                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps(mark))
+        if (free := shutil.disk_usage(folder).free) < compiled.bytes_written:
+            raise MergeError(f"The result needs {compiled.bytes_written:,} bytes, and {folder} has {free:,} left.")
+    except (OSError, ValueError) as error:
+        raise MergeError(f"{folder} cannot be written: {error}") from error

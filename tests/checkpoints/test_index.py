@@ -1,0 +1,115 @@
+"""Headers: what is read from them, and everything that may be wrong with a checkpoint before a tensor is read."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_merge.checkpoints.index import read_index
+from hf_merge.checkpoints.local import LocalFiles
+from hf_merge.errors import CheckpointError
+
+
+def write(folder: Path, **files: bytes | dict | list) -> LocalFiles:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name.replace("__", ".")).write_bytes(data)
+    return LocalFiles(folder)
+
+
+def shard(header: object, body: int = 0) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(body)
+
+
+def test_index_gives_shape_dtype_and_place_of_every_tensor(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "none": torch.zeros(0, 4), "n": torch.arange(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    files = LocalFiles(tmp_path)
+    index = read_index(files)
+    assert {n: (e.dtype, e.shape) for n, e in index.tensors.items()} == {
+        n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()
+    }
+    entry = index.tensors["a"]
+    raw = files.read_bytes(entry.file, entry.start, entry.stop)
+    assert torch.equal(torch.frombuffer(raw, dtype=torch.float32).reshape(3, 5), tensors["a"])
+
+
+def test_header_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> None:
+    save_file({f"a.very.long.name.of.a.tensor.{i}": torch.zeros(1) for i in range(3000)}, tmp_path / "model.safetensors")
+    assert len(read_index(LocalFiles(tmp_path)).tensors) == 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("../../x.safetensors", "not shards beside it"),
+        ("/etc/x.safetensors", "not shards beside it"),
+        ("sub/x.safetensors", "not shards beside it"),
+        ("..\\x.safetensors", "not shards beside it"),
+        ("model.bin", "not shards beside it"),
+        ("model-00002-of-00002.safetensors", "missing"),
+    ],
+)
+def test_index_that_names_a_hostile_or_missing_shard_is_refused(tmp_path: Path, name: str, complaint: str) -> None:
+    files = write(tmp_path, model__safetensors__index__json={"weight_map": {"a": name}})
+    with pytest.raises(CheckpointError, match=complaint):
+        read_index(files)
+
+
+def test_hostile_shard_is_refused_even_if_such_a_file_exists(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    files = write(tmp_path / "model", model__safetensors__index__json={"weight_map": {"a": "../x.safetensors"}})
+    with pytest.raises(CheckpointError, match=r"\.\./x\.safetensors"):
+        read_index(files)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "truncated"),
+        (b"\x08\0\0\0", "truncated"),
+        (struct.pack("<Q", 10**15) + b"{}", "truncated"),
+        (shard(b"not json"), "does not parse"),
+        (shard([1, 2]), "JSON object"),
+        (shard({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, 12), "truncated"),
+        (shard({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, 20), "does not name"),
+        (shard({"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}}, 16), "cannot fill"),
+        (shard({"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}, 16), "cannot fill"),
+        (shard({"a": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}, 0), "cannot fill"),
+        (shard({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, 4), "F8_E4M3"),
+        (shard({"a": {"dtype": "F32", "shape": [4]}}, 16), "broken"),
+        (shard({}), "no tensors"),
+    ],
+)
+def test_broken_shard_is_refused_from_its_header(tmp_path: Path, content: bytes, complaint: str) -> None:
+    with pytest.raises(CheckpointError, match=complaint):
+        read_index(write(tmp_path, model__safetensors=content))
+
+
+def test_index_that_promises_a_tensor_its_shards_lack_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors")
+    files = write(tmp_path, model__safetensors__index__json={"weight_map": {"a": "m.safetensors", "b": "m.safetensors"}})
+    with pytest.raises(CheckpointError, match="'b'"):
+        read_index(files)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickles_alone_are_refused_with_the_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(CheckpointError, match=r"pickles.*save_pretrained"):
+        read_index(LocalFiles(tmp_path))
+
+
+def test_folder_without_weights_lists_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'config.json'"):
+        read_index(write(tmp_path, config__json={}))
+
+
+def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        LocalFiles(tmp_path / "nowhere")
