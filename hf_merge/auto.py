@@ -97,7 +97,7 @@ def auto_merge(
         **({"methods": tuple(methods)} if methods else {}),  # type: ignore[arg-type]
     )
     if push_to is not None:
-        check_writable(push_to, api)
+        push_to = check_writable(push_to, api, private=private)
     space, opened = _pinned(space, api)
     primary = plan(Recipe(method="linear", models=space.models, base=space.base), opened).primary
     evaluator = Evaluator(

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import pandas
 import torch
-from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_merge.checkpoints.checkpoint import hub_api
@@ -19,7 +18,7 @@ from hf_merge.merging.live import LiveModel, load_tokenizer
 from hf_merge.merging.plan import open_inputs, plan
 from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import SearchFacts
-from hf_merge.publishing.plots import plot_front, save_png
+from hf_merge.publishing.plots import Figure, plot_front, save_png
 from hf_merge.publishing.push import check_writable
 from hf_merge.recipes.yaml import from_dict, to_dict
 from hf_merge.scores import Score, Scores, load_scores, save_scores
@@ -99,10 +98,10 @@ class MergeResult:
         """Publish a point of the front: weights streamed shard by shard, card, picture, recipe and front in one commit.
 
         The point is a `trial` (or its number), or chosen by `preference` or `objective`. Returns its address. Raises
-        `PublishError` if the repository cannot be written, or if a parent's licence needs `consent`.
+        `PublishError` if the repository cannot be written, or if a parent's license needs `consent`.
         """
         api = hub_api(token)
-        repo_id = check_writable(repo_id, api)
+        repo_id = check_writable(repo_id, api, private=private)
         chosen = self._trial(trial) if trial is not None else self.choose(preference, objective=objective)
         compiled = plan(chosen.recipe, open_inputs(chosen.recipe, api), max_shard_size=max_shard_size)
         facts = card_facts(

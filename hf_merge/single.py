@@ -4,7 +4,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from hf_merge.publishing.push import ShardUpload, check_writable
 from hf_merge.recipes import yaml
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.search.trial import Trial
+from hf_merge.version import __version__
 
 MARKER = ".hf_merge.json"
 """Stands in a folder as long as the merge into it is not finished; says which one it is."""
@@ -66,7 +68,7 @@ def merge(
 
     Sources on the Hub are read by ranges and never stored. The result is sharded safetensors with index, config, tokenizer,
     recipe.yaml and a model card. A merge that was cut off goes on when it is called again. `consent` agrees to publish under
-    parents' licences that forbid commercial use or derived works. Raises `RecipeError`, `CheckpointError` and `MergeError`
+    parents' licenses that forbid commercial use or derived works. Raises `RecipeError`, `CheckpointError` and `MergeError`
     before any tensor is read, `PublishError` if the repository cannot be written, and `MergeError` for values that are not
     finite.
     """
@@ -74,9 +76,10 @@ def merge(
         raise RecipeError("Give either `out`, a folder, or `push_to`, a repository on the Hub.")
     started, api, found = time.monotonic(), hub_api(token), _recipe(recipe)
     if push_to is not None:
-        push_to = check_writable(push_to, api)
+        push_to = check_writable(push_to, api, private=private)
     compiled = _plan(found, api, max_shard_size)
-    facts = card_facts(compiled, Trial(number=0, recipe=compiled.recipe), push_to or Path(str(out)).name, api, consent=consent)
+    name = push_to or Path(str(out)).expanduser().resolve().name
+    facts = card_facts(compiled, Trial(number=0, recipe=compiled.recipe), name, api, consent=consent)
     files = {"README.md": str(render(facts)).encode()}
     if push_to is not None:
         where = merge_to_hub(compiled, push_to, files, api, private=private, progress=progress)
@@ -89,25 +92,17 @@ def merge_to_folder(
     compiled: MergePlan, folder: Path, files: Mapping[str, bytes], *, overwrite: bool = False, progress: bool = True
 ) -> Path:
     """Carry out a plan into `folder`, with `files` beside the weights. Raises `MergeError` if it holds anything else."""
-    state = PartialState()
-    folder, mark = (
-        folder.expanduser(),
-        {"digest": compiled.recipe.digest, "shards": {s.name: s.nbytes for s in compiled.shards}},
-    )
-    if state.is_main_process:
-        _prepare(folder, mark, overwrite, compiled)
-    state.wait_for_everyone()
-
-    def is_done(shard: Shard) -> bool:
-        path = folder / shard.name
-        return path.is_file() and path.stat().st_size == shard.nbytes
-
-    execute(compiled, folder, skip=is_done, progress=progress)
-    if state.is_main_process:
-        for name, data in {**result_files(compiled), **files}.items():
-            (folder / name).write_bytes(data)
-        (folder / MARKER).unlink()
-    state.wait_for_everyone()
+    state, folder = PartialState(), folder.expanduser()
+    with _written(folder):
+        if state.is_main_process:
+            _prepare(folder, compiled, overwrite)
+        state.wait_for_everyone()
+        execute(compiled, folder, skip=lambda shard: _is_whole(folder, shard), progress=progress)
+        if state.is_main_process:
+            for name, data in {**result_files(compiled), **files}.items():
+                (folder / name).write_bytes(data)
+            (folder / MARKER).unlink()
+        state.wait_for_everyone()
     return folder
 
 
@@ -125,7 +120,7 @@ def merge_to_hub(
     if PartialState().num_processes > 1:
         raise MergeError("Several processes cannot push one merge yet: merge into a folder and push that, or use one process.")
     upload = ShardUpload(api=api, repo_id=repo_id, private=private)
-    with tempfile.TemporaryDirectory(prefix="hf_merge-") as folder:
+    with _written(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="hf_merge-") as folder:
         execute(compiled, Path(folder), finished=upload.add_shard, progress=progress)
         everything = {**result_files(compiled), **files}
         return str(upload.commit(everything, message or f"Merge with {compiled.method.title}"))
@@ -139,7 +134,7 @@ def result_files(compiled: MergePlan) -> dict[str, bytes]:
 
 
 def card_facts(compiled: MergePlan, trial: Trial, repo_id: str, api: HfApi, **more: object) -> CardFacts:
-    """What a card says of any merge: licences, the class that loads it, versions; `more` is what else there is to say."""
+    """What a card says of any merge: licenses, the class that loads it, versions; `more` is what else there is to say."""
     loaded_by, tag = auto_class(compiled.primary.config)
     return CardFacts(
         repo_id=repo_id,
@@ -160,23 +155,49 @@ def _plan(recipe: Recipe, api: HfApi, max_shard_size: int | str) -> MergePlan:
     return plan(recipe, open_inputs(recipe, api), max_shard_size=max_shard_size)
 
 
-def _prepare(folder: Path, mark: Mapping[str, object], overwrite: bool, compiled: MergePlan) -> None:
+def _prepare(folder: Path, compiled: MergePlan, overwrite: bool) -> None:
     """Leave the folder with our marker and nothing but finished shards of this same merge."""
-    marker = folder / MARKER
+    marker, mark = folder / MARKER, _mark(compiled)
+    if any(checkpoint.ref.is_local and checkpoint.ref.path.resolve() == folder.resolve() for checkpoint in compiled.inputs):
+        raise MergeError(f"{folder} is one of the models that are merged. Give another folder.")
+    if folder.exists() and any(folder.iterdir()) and not marker.is_file() and not overwrite:
+        raise MergeError(
+            f"{folder} is not empty. Give another folder, or `overwrite=True` (--overwrite) to replace what it holds."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = list(folder.glob(".model*.part"))
+    if not marker.is_file() or marker.read_text() != mark:
+        stale += [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    needed = sum(shard.nbytes for shard in compiled.shards if folder / shard.name in stale or not _is_whole(folder, shard))
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in stale)
+    if free < needed:
+        raise MergeError(f"The result needs {needed:,} bytes, and {folder} has {free:,} left.")
+    for path in stale:
+        path.unlink()
+    marker.write_text(mark)
+
+
+def _mark(compiled: MergePlan) -> str:
+    """What tells a merge from every other whose shards could lie in its folder."""
+    local = [checkpoint for checkpoint in compiled.inputs if checkpoint.ref.is_local]
+    files = [c.ref.path / file for c in local for file in sorted({entry.file for entry in c.index.tensors.values()})]
+    content = {
+        "hf_merge": __version__,
+        "digest": compiled.recipe.digest,
+        "shards": {shard.name: shard.nbytes for shard in compiled.shards},
+        "changed": {str(file): file.stat().st_mtime_ns for file in files},
+    }
+    return json.dumps(content)
+
+
+def _is_whole(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.nbytes
+
+
+@contextmanager
+def _written(where: Path) -> Iterator[None]:
     try:
-        unfinished = json.loads(marker.read_text()) if marker.is_file() else None
-        if folder.exists() and any(folder.iterdir()) and unfinished is None and not overwrite:
-            raise MergeError(
-                f"{folder} is not empty. Give another folder, or `overwrite=True` (--overwrite) to replace what it holds."
-            )
-        if any(checkpoint.ref.is_local and checkpoint.ref.path.resolve() == folder.resolve() for checkpoint in compiled.inputs):
-            raise MergeError(f"{folder} is one of the models that are merged. Give another folder.")
-        if unfinished != mark:
-            for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob(".*.part")]:
-                path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.write_text(json.dumps(mark))
-        if (free := shutil.disk_usage(folder).free) < compiled.bytes_written:
-            raise MergeError(f"The result needs {compiled.bytes_written:,} bytes, and {folder} has {free:,} left.")
-    except (OSError, ValueError) as error:
-        raise MergeError(f"{folder} cannot be written: {error}") from error
+        yield
+    except OSError as error:
+        raise MergeError(f"{where} cannot be written: {error}") from error

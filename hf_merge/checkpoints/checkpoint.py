@@ -3,16 +3,15 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, is_offline_mode
 from torch import Tensor
 
-from hf_merge.checkpoints.hub import HubFiles, resolve
+from hf_merge.checkpoints.hub import HubFiles, resolve, snapshot
 from hf_merge.checkpoints.index import CheckpointIndex, read_index
 from hf_merge.checkpoints.local import LocalFiles
-from hf_merge.errors import CheckpointError
+from hf_merge.errors import CheckpointError, RecipeError
 from hf_merge.model_ref import ModelRef
 from hf_merge.version import __version__
 
@@ -21,7 +20,12 @@ READERS = 4
 
 
 def hub_api(token: str | bool | None = None, endpoint: str | None = None) -> HfApi:
-    """The Hub's client under our name."""
+    """The Hub's client under our name. Raises `RecipeError` for a token that cannot be one."""
+    if isinstance(token, str):
+        token = token.strip()
+        # A client that trips over such a token in a header repeats it in its message.
+        if not (token.isascii() and token.isprintable()):
+            raise RecipeError("The token has characters in it that no token has: copy it again.")
     return HfApi(endpoint=endpoint, token=token, library_name="hf_merge", library_version=__version__)
 
 
@@ -38,8 +42,7 @@ class Checkpoint:
             self.files, self.commit = LocalFiles(ref.path, str(ref)), None
         elif is_offline_mode():
             self.commit = resolve(ref, api)
-            folder = snapshot_download(ref.id, revision=self.commit, local_files_only=True)
-            self.files = LocalFiles(Path(folder), str(ref))
+            self.files = LocalFiles(snapshot(ref.pinned(self.commit), api), f"{ref.id}@{self.commit[:8]}")
         else:
             self.files = HubFiles(ref, api)
             self.commit = self.files.commit
@@ -74,8 +77,7 @@ class Checkpoint:
         """Download the shards into the Hub's cache once; later reads are memory-mapped from there."""
         if isinstance(self.files, HubFiles):
             shards = sorted({entry.file for entry in self.index.tensors.values()})
-            folder = snapshot_download(self.ref.id, revision=self.commit, allow_patterns=shards, token=self.api.token)
-            self.files = LocalFiles(Path(folder), self.label)
+            self.files = LocalFiles(snapshot(self.ref, self.api, shards), self.label)
 
     def bytes(self, file: str) -> bytes | None:
         """The whole of a small file; None if there is none."""

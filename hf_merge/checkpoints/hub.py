@@ -1,10 +1,12 @@
 """A model on the Hub, read by ranged requests: nothing is written to disk."""
 
+import mmap
 import random
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from http import HTTPStatus
+from itertools import count
 from pathlib import Path
 
 import httpx2 as httpx
@@ -15,6 +17,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -49,9 +52,8 @@ class HubFiles:
     """The files of a repository at one commit. Files that the local cache already holds are read from there."""
 
     def __init__(self, ref: ModelRef, api: HfApi) -> None:
-        self.repo_id, self.api = ref.id, api
-        self.commit = resolve(ref, api)
-        self.label = f"{ref.id}@{self.commit[:8]}"
+        self.api, self.commit = api, resolve(ref, api)
+        self.ref, self.label = ref.pinned(self.commit), f"{ref.id}@{self.commit[:8]}"
         self._headers = build_hf_headers(token=api.token, library_name="hf_merge", library_version=__version__)
         self._cached: dict[str, LocalFiles | None] = {}
 
@@ -59,9 +61,9 @@ class HubFiles:
     def sizes(self) -> Mapping[str, int]:
         """Size of every file at the top of the repository."""
         try:
-            entries = list(self.api.list_repo_tree(self.repo_id, revision=self.commit))
+            entries = list(self.api.list_repo_tree(self.ref.id, revision=self.commit))
         except (HfHubHTTPError, httpx.HTTPError) as error:
-            raise CheckpointError(f"{self.label}: the list of files cannot be read: {error}") from error
+            raise _explained(error, self.ref, self.api, f"{self.label}: the list of files cannot be read") from error
         return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
     def read(self, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
@@ -73,12 +75,14 @@ class HubFiles:
         data = self.read_bytes(entry.file, entry.start + start * width, entry.start + stop * width)
         return torch.frombuffer(data, dtype=entry.dtype) if data else torch.empty(0, dtype=entry.dtype)
 
-    def read_bytes(self, file: str, start: int, stop: int) -> bytearray:
+    def read_bytes(self, file: str, start: int, stop: int) -> bytearray | mmap.mmap:
         """The bytes [start, stop) of a file; a transfer that breaks goes on where it broke."""
         cached = self._cache(file)
         if cached is not None:
             return cached.read_bytes(file, start, stop)
-        data, have, failed = bytearray(stop - start), 0, 0
+        # Anonymous pages go back to the system when they are dropped; the allocator would keep much of what passes through it.
+        data = mmap.mmap(-1, stop - start) if stop > start else bytearray()
+        have, failed = 0, 0
         while have < len(data):
             try:
                 for chunk in self._stream(file, start + have, stop):
@@ -93,12 +97,11 @@ class HubFiles:
                     raise CheckpointError(
                         f"{self.label}: bytes {start}-{stop} of {file} cannot be read after {TRIES} tries: {error}"
                     ) from error
-                asked = error.wait if isinstance(error, _Again) else None
-                time.sleep(min(LONGEST_WAIT, asked if asked is not None else random.uniform(0.5, 1.0) * 2 ** (failed - 2)))
+                _wait(failed, error.wait if isinstance(error, _Again) else None)
         return data
 
     def _stream(self, file: str, start: int, stop: int) -> Iterator[bytes]:
-        url = hf_hub_url(self.repo_id, file, revision=self.commit, endpoint=self.api.endpoint)
+        url = hf_hub_url(self.ref.id, file, revision=self.commit, endpoint=self.api.endpoint)
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response:
             if response.status_code in RETRIED:
@@ -108,7 +111,7 @@ class HubFiles:
                 try:
                     hf_raise_for_status(response)
                 except HfHubHTTPError as error:
-                    raise CheckpointError(f"{self.label}: {file} cannot be read: {error}") from error
+                    raise _explained(error, self.ref, self.api, f"{self.label}: {file} cannot be read") from error
             whole = response.status_code == HTTPStatus.OK and start == 0 and stop == self.sizes.get(file)
             given = response.headers.get("Content-Range", "")
             if not whole and not given.startswith(f"bytes {start}-{stop - 1}/"):
@@ -122,28 +125,54 @@ class HubFiles:
 
     def _cache(self, file: str) -> LocalFiles | None:
         if file not in self._cached:
-            path = try_to_load_from_cache(self.repo_id, file, revision=self.commit)
+            path = try_to_load_from_cache(self.ref.id, file, revision=self.commit)
             self._cached[file] = LocalFiles(Path(path).parent, self.label) if isinstance(path, str) else None
         return self._cached[file]
 
 
 def resolve(ref: ModelRef, api: HfApi) -> str:
     """The commit that a model's revision stands for now. Raises `CheckpointError`, saying what to do."""
-    try:
-        commit = api.resolve_revision(ref.id, revision=ref.revision).resolved
-    except GatedRepoError as error:
-        raise CheckpointError(f"{ref} is gated: accept its terms at {api.endpoint}/{ref.id} and log in.") from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{ref.id} has no revision {ref.revision!r}.") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{ref.id} is not on {api.endpoint}, or is private: check the name, or log in.") from error
-    except (RevisionResolutionError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise CheckpointError(f"{ref} is not in the local cache, and the Hub cannot be reached: {error}") from error
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        raise CheckpointError(f"{ref} cannot be looked up on {api.endpoint}: {error}") from error
+    for failed in count(1):
+        try:
+            commit = api.resolve_revision(ref.id, revision=ref.revision).resolved
+            break
+        except (HfHubHTTPError, RevisionResolutionError) as error:
+            answer = getattr(error.__cause__ if isinstance(error, RevisionResolutionError) else error, "response", None)
+            if answer is None or answer.status_code not in RETRIED or failed == TRIES:
+                raise _explained(error, ref, api, f"{ref} cannot be looked up on {api.endpoint}") from error
+            _wait(failed, _retry_after(answer))
+        except (HFValidationError, LocalTokenNotFoundError, httpx.HTTPError) as error:
+            raise _explained(error, ref, api, f"{ref} cannot be looked up on {api.endpoint}") from error
     if commit is None:
         raise CheckpointError(f"{ref}: the Hub gave no commit for it.")
     return str(commit)
+
+
+def snapshot(ref: ModelRef, api: HfApi, files: list[str] | None = None) -> Path:
+    """The folder of a model's commit in the local cache, after `files` were downloaded into it; None takes it as it is."""
+    try:
+        folder = api.snapshot_download(ref.id, revision=ref.revision, allow_patterns=files, local_files_only=files is None)
+    except (OSError, httpx.HTTPError) as error:
+        raise _explained(error, ref, api, f"{ref} cannot be downloaded") from error
+    return Path(folder)
+
+
+def _explained(error: Exception, ref: ModelRef, api: HfApi, problem: str) -> CheckpointError:
+    """The error for a `problem` with a model on the Hub: what to do, or else the reason as it was given."""
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(f"{ref.id} is gated: accept its terms at {api.endpoint}/{ref.id} and log in.")
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"{ref.id} has no revision {ref.revision!r}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(f"{ref.id} is not on {api.endpoint}, or is private: check the name, or log in.")
+    if isinstance(error, RevisionResolutionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return CheckpointError(f"{ref} is not in the local cache, and the Hub cannot be reached: {error}")
+    return CheckpointError(f"{problem}: {error}")
+
+
+def _wait(failed: int, asked: float | None) -> None:
+    """Sleep before the next try: as long as the server asks for, or else about twice as long after each failure."""
+    time.sleep(min(LONGEST_WAIT, asked if asked is not None else random.uniform(0.5, 1.0) * 2 ** (failed - 2)))
 
 
 def _retry_after(response: httpx.Response) -> float | None:

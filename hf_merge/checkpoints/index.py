@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ class Files(Protocol):
     def sizes(self) -> Mapping[str, int]:
         """Size of every file at the top of the repository."""
 
-    def read_bytes(self, file: str, start: int, stop: int) -> bytearray:
+    def read_bytes(self, file: str, start: int, stop: int) -> bytearray | mmap:
         """The bytes [start, stop) of a file. Raises `CheckpointError` if they cannot be had."""
 
 
@@ -118,7 +119,7 @@ def _no_weights(files: Files) -> str:
 
 
 def _weight_map(files: Files) -> dict[str, str]:
-    content = _json(files.read_bytes(INDEX, 0, files.sizes[INDEX]), f"{files.label}: {INDEX}")
+    content = _json(bytes(files.read_bytes(INDEX, 0, files.sizes[INDEX])), f"{files.label}: {INDEX}")
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{files.label}: {INDEX} has no usable 'weight_map'.")
@@ -134,12 +135,12 @@ def _weight_map(files: Files) -> dict[str, str]:
 
 def _header(files: Files, shard: str) -> dict[str, TensorEntry]:
     where, size = f"{files.label}: {shard}", files.sizes[shard]
-    head = files.read_bytes(shard, 0, min(FIRST_READ, size))
+    head = bytes(files.read_bytes(shard, 0, min(FIRST_READ, size)))
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or length > min(LONGEST_HEADER, size - 8):
         raise CheckpointError(f"{where} is not a safetensors file, or is truncated: {size} bytes, header of {length}.")
     if 8 + length > len(head):
-        head += files.read_bytes(shard, len(head), 8 + length)
+        head += bytes(files.read_bytes(shard, len(head), 8 + length))
     content = _json(head[8 : 8 + length], where)
     entries = {n: _entry(n, v, shard, 8 + length, where) for n, v in content.items() if n != "__metadata__"}
     end = max((entry.stop for entry in entries.values()), default=8 + length)
@@ -163,7 +164,7 @@ def _entry(name: str, content: Any, shard: str, offset: int, where: str) -> Tens
     return entry
 
 
-def _json(data: bytes | bytearray, where: str) -> dict[str, Any]:
+def _json(data: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except ValueError as error:

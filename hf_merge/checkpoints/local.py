@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_merge.checkpoints.index import TensorEntry
@@ -44,8 +44,11 @@ class LocalFiles:
 
     def read(self, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, flat, in its own dtype."""
-        with self._lock:
-            if entry.file not in self._open:
-                self._open[entry.file] = safe_open(str(self.folder / entry.file), framework="pt")
-        tensor: Tensor = self._open[entry.file].get_tensor(name)
+        try:
+            with self._lock:
+                if entry.file not in self._open:
+                    self._open[entry.file] = safe_open(str(self.folder / entry.file), framework="pt")
+            tensor: Tensor = self._open[entry.file].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.label}: {entry.file} cannot be read: {error}") from error
         return tensor.reshape(-1)[start:stop] if tensor.numel() else torch.empty(0, dtype=entry.dtype)

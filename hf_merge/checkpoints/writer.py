@@ -13,6 +13,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from hf_merge.checkpoints.index import DTYPES
+from hf_merge.errors import RecipeError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -60,10 +61,14 @@ def plan_shards(tensors: Mapping[str, TensorSpec], max_shard_size: int | str = "
     """Distribute tensors over shards of at most `max_shard_size` (bytes, or decimal units such as "5GB"), in their order.
 
     A tensor larger than that has a shard of its own. Names are the Hub's: `model.safetensors`, or
-    `model-00001-of-0000N.safetensors`.
+    `model-00001-of-0000N.safetensors`. Raises `RecipeError` for a size that is none.
     """
     empty = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in tensors.items()}
-    split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)
+    size = int(max_shard_size) if str(max_shard_size).isdecimal() else max_shard_size
+    try:
+        split = split_torch_state_dict_into_shards(empty, max_shard_size=size)
+    except ValueError as error:
+        raise RecipeError(f"max_shard_size is a size such as 5GB, 500MB or a number of bytes, got {size!r}.") from error
     return [Shard(file, {n: tensors[n] for n in names}) for file, names in split.filename_to_tensors.items()]
 
 
@@ -91,11 +96,15 @@ class ShardFile:
             self._starts[name] = len(header) + position
             position += spec.nbytes
         self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file, 0, len(header) + position)
-        else:
-            os.ftruncate(self._file, len(header) + position)
-        self._write(header, 0)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file, 0, len(header) + position)
+            else:
+                os.ftruncate(self._file, len(header) + position)
+            self._write(header, 0)
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Store `values`, flat, as the elements from `start` on of tensor `name`."""

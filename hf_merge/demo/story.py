@@ -124,9 +124,9 @@ def reproduce(repo_id: str, objectives: list[Objective], seed: int) -> dict[str,
         objectives, tokenizer=AutoTokenizer.from_pretrained(repo_id), config=model.config, seed=seed, progress=False
     )
     scores = evaluator.measure(model, "held_out")
-    results = {str(entry.task_name): entry.metric_value for entry in ModelCard.load(repo_id).data.eval_results or []}
+    results = {str(entry.metric_name): entry.metric_value for entry in ModelCard.load(repo_id).data.eval_results or []}
     # A card gives six digits.
-    return {name: (results[name], round(score.value, 6)) for name, score in scores.items()}
+    return {name: (results[f"{name}: accuracy (held out)"], round(score.value, 6)) for name, score in scores.items()}
 
 
 def compare(result: MergeResult) -> list[list[str]]:

@@ -299,7 +299,7 @@ def _facts(prepared: _Prepared) -> dict[str, Any]:
         "revision": objective.revision,
         "split": prepared.parts[SEARCH].label,
         "held_out": prepared.parts["held_out"].label,
-        "rows": {split: len(part.references) for split, part in prepared.parts.items()},
+        **{f"rows_{split}": len(part.references) for split, part in prepared.parts.items()},
         "labels": list(prepared.labels),
         "max_length": prepared.max_length,
         "max_new_tokens": objective.max_new_tokens if objective.task == TEXT_GENERATION else None,

@@ -53,8 +53,8 @@ def align(inputs: Sequence[Checkpoint]) -> Alignment:
     for checkpoint, tied in zip(inputs[1:], ties[1:], strict=True):
         found = [
             *_config_problems(primary, checkpoint),
-            *_tensor_problems(list(names), primary, ties[0], checkpoint, tied),
             *_vocabulary_problems(primary, checkpoint),
+            *_tensor_problems(list(names), primary, ties[0], checkpoint, tied),
         ]
         problems += [f"{checkpoint.label}: {problem}" for problem in found]
     if problems:

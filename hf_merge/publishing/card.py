@@ -205,6 +205,7 @@ def _results(facts: CardFacts) -> Iterator[EvalResult]:
             dataset_name=one_line(known["dataset"]),
             dataset_split=one_line(known["held_out"]) if known.get("held_out") else None,
             metric_type=one_line(known["metric"]),
-            metric_name=f"{one_line(known['metric'])} (held out)",
+            # Results of one dataset share an entry with one task name: only the metric's name can say the objective.
+            metric_name=f"{one_line(name)}: {one_line(known['metric'])} (held out)",
             metric_value=round(float(score.value), 6),
         )

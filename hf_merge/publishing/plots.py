@@ -100,7 +100,7 @@ def plot_front(
     FigureCanvasAgg(figure)
     m = len(front.objectives)
     (picture.lines if m == 1 else picture.panels if m <= 3 else picture.parallel)(figure)
-    count = "one merged model" if len(front) == 1 else f"{len(front)} merged models"
+    count = "one model" if len(front) == 1 else f"{len(front)} models"
     title = f"Pareto front of {count}, on {SPLITS[split]}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
     picture.finish(figure)
@@ -122,7 +122,9 @@ def shown(text: object) -> str:
 
 
 def _marks(front: Front, parents: Sequence[Trial], others: Sequence[Trial], chosen: Trial | None, split: Split) -> list[Mark]:
-    rest = [t for t in front if chosen is None or not same(t, chosen)]
+    # A parent that is on the front itself is drawn once, as a parent.
+    known = [*([chosen] if chosen else []), *parents, *others]
+    rest = [t for t in front if not any(same(t, other) for other in known)]
     merged = complete([chosen, *rest] if chosen else rest, front.directions, split)
     kept = pareto.non_dominated(to_points(merged, front.directions, split))
     pairs = [(t, CHOSEN if t is chosen else ON_FRONT if keep else FALLEN) for t, keep in zip(merged, kept, strict=True)]
@@ -193,7 +195,7 @@ class _Picture:
         self._placed.append((axes, inside, numbered))
 
     def _staircase(self, axes: Axes) -> None:
-        points = np.array([m.values for m in self.merged]).reshape(-1, 2)
+        points = np.array([m.values for m in self.marks]).reshape(-1, 2)
         kept = points[pareto.non_dominated(points * self.signs)] if len(points) else points
         if len(kept) == 0:
             return

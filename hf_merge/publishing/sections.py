@@ -86,8 +86,13 @@ class Sections:
         """Held-out scores of this model, the parents, the others and the rest of the front; the best of each column is bold."""
         facts = self.facts
         rows = [(bold(Markdown("this model")), facts.trial)]
-        rows += [(self._name(t), t) for t in facts.rivals]
-        rows += [(Markdown(f"front: {plain(t.name)}"), t) for t in self.on_front]
+        on_front = {t.recipe.digest for t in self.on_front}
+        rivals = {t.recipe.digest for t in facts.rivals}
+        rows += [
+            (Markdown(f"{self._name(t)}, on the front") if t.recipe.digest in on_front else self._name(t), t)
+            for t in facts.rivals
+        ]
+        rows += [(Markdown(f"front: {plain(t.name)}"), t) for t in self.on_front if t.recipe.digest not in rivals]
         rows = [(label, t) for label, t in rows if t.held_out]
         best = {}
         for name, direction in self.directions.items():

@@ -85,7 +85,7 @@ class Recipe:
         arguments = self.arguments()
         if method.name == "linear" and arguments["normalize"] and abs(sum(arguments["weights"])) < 1e-9:
             yield "linear with `normalize` divides by the sum of the weights, and here that is 0."
-        if method.ordered and self.base in [m.ref for m in self.models[1:]] and self.base != self.models[0].ref:
+        if method.ordered and self.base in [m.ref for m in self.models[1:]]:
             yield f"{method.name} goes from the first model to the others: put the base {self.base} first, or leave `base` out."
 
     @property

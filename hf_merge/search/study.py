@@ -137,8 +137,7 @@ class Study:
 
     def enqueue(self, recipe: Recipe, params: dict[str, Any], label: str) -> None:
         """Puts `recipe`, whose nearest point of the space is `params`, next in the queue, unless the study has it already."""
-        live = [t for t in self._stored() if t.state != TrialState.FAIL or "error" in t.user_attrs]
-        if all(t.user_attrs.get("digest") != recipe.digest for t in live):
+        if all(t.user_attrs.get("digest") != recipe.digest for t in self._stored()):
             attrs = {"digest": recipe.digest, "recipe": to_dict(recipe), "label": label}
             self.optuna.enqueue_trial(params, user_attrs=attrs)
 
@@ -147,11 +146,10 @@ class Study:
         for trial in self._stored():
             if trial.state != TrialState.RUNNING:
                 continue
-            outcome = self._tell(trial.number, trial.user_attrs)
-            params = trial.system_attrs.get("fixed_params", {}) | trial.params
-            if outcome == TrialState.FAIL and "error" not in trial.user_attrs and params:
+            self._tell(trial.number, trial.user_attrs)
+            if not _is_scored(trial):
                 kept = {k: v for k, v in trial.user_attrs.items() if k in ("digest", "recipe", "label")}
-                self.optuna.enqueue_trial(params, user_attrs=kept)
+                self.optuna.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params, user_attrs=kept)
 
     def start(self, asked: optuna.Trial, recipe: Recipe) -> Recipe:
         """Notes what a trial is about to run, and returns it: the recipe it was queued with, or else `recipe`."""
@@ -182,23 +180,27 @@ class Study:
         self._tell(asked.number, asked.user_attrs)
         return _trial(self.optuna.get_trials(deepcopy=False)[asked.number])
 
-    def _tell(self, number: int, attrs: Mapping[str, Any]) -> TrialState:
+    def _tell(self, number: int, attrs: Mapping[str, Any]) -> None:
         values = [attrs["scores"][name]["value"] for name in self.directions] if "scores" in attrs else None
-        return self.optuna.tell(number, values, state=None if values else TrialState.FAIL).state
+        self.optuna.tell(number, values, state=None if values else TrialState.FAIL)
 
     def _stored(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
 
     def _first_tries(self) -> Iterator[FrozenTrial]:
         for trial in self._stored():
-            ended = trial.state.is_finished() and ("scores" in trial.user_attrs or "error" in trial.user_attrs)
-            if ended and "repeat_of" not in trial.user_attrs:
+            if trial.state.is_finished() and _is_scored(trial) and "repeat_of" not in trial.user_attrs:
                 yield trial
 
     def __repr__(self) -> str:
         failed = sum(t.error is not None for t in self.trials)
         counts = f"{self.evaluated} recipes evaluated, {failed} failed, {len(self.front)} on the front"
         return f"Study {self.optuna.study_name!r}: {counts}"
+
+
+def _is_scored(stored: FrozenTrial) -> bool:
+    """Whether it has its outcome, which a trial that was cut off has not."""
+    return "scores" in stored.user_attrs or "error" in stored.user_attrs
 
 
 def _trial(stored: FrozenTrial) -> Trial:

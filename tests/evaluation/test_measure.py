@@ -288,7 +288,8 @@ def test_a_description_holds_the_facts_of_a_card(bert, evaluator, make_data):
     [facts] = evaluator(bert, Objective(name="o", dataset=make_data(30), limit=20, labels=labels)).describe()
     assert facts["metric"] == "accuracy"
     assert facts["implementation"] == "hf_merge accuracy"
-    assert (facts["split"], facts["held_out"], facts["rows"]) == ("search", "held_out", {"search": 20, "held_out": 20})
+    assert (facts["split"], facts["held_out"]) == ("search", "held_out")
+    assert (facts["rows_search"], facts["rows_held_out"]) == (20, 20)
     assert facts["labels"] == list(labels)
     assert facts["max_length"] == 48
 

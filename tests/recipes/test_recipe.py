@@ -106,6 +106,7 @@ def test_slerp_may_go_from_the_base():
         (["one/model", "two/model", "org/bob"], ["one/model", "two/model", "bob"]),
         (["org/ada@v1", "org/ada@v2"], ["org/ada@v1", "org/ada@v2"]),
         (["org/ada", "org/ada"], ["org/ada", "org/ada-2"]),
+        (["gpt2", "gpt2"], ["gpt2", "gpt2-2"]),
         (["/one/model", "/two/model"], ["one/model", "two/model"]),
         ([model("org/ada", name="me"), model("org/bob", name="me")], ["org/ada", "org/bob"]),
         ([model("a/x", name="b/x"), "b/x", "c/x"], ["b/x", "b/x-2", "c/x"]),

@@ -168,6 +168,11 @@ def test_a_trial_is_stored_with_its_recipe_scores_and_costs(problem: Problem) ->
     assert stored["seconds"] > 0
 
 
+def test_scores_are_told_by_name_and_not_by_order(problem: Problem) -> None:
+    problem.before = lambda recipe, call: {n: Score(value=v, examples=1) for n, v in (("z", 3.0), ("y", 2.0), ("x", 1.0))}
+    assert run(problem, trials=4).optuna.trials[0].values == [1.0, 2.0]
+
+
 def test_the_reference_point_is_a_tenth_of_the_parents_range_beyond_their_worst(problem: Problem) -> None:
     values = {"x": (10.0, 0.8), "y": (30.0, 0.8)}
     problem.directions = {"loss": "minimize", "accuracy": "maximize"}
@@ -293,6 +298,7 @@ def test_an_interrupted_search_returns_what_there_is(problem: Problem, call: int
     assert [t.recipe.digest for t in study.trials] == problem.calls[: call - 1]
     assert len(study.front) == min(call - 1, len(study.front))
     assert f"Interrupted after {call - 1} of 20 evaluations" in caplog.text
+    assert not [t for t in study.optuna.trials if t.state == TrialState.RUNNING]
 
 
 @pytest.mark.parametrize("call", [2, 4, 7])
@@ -303,6 +309,26 @@ def test_an_interrupted_search_resumes_with_the_recipe_that_was_running(problem:
     assert [d for d, n in Counter(problem.calls).items() if n > 1] == [problem.calls[call - 1]]
     assert study.evaluated == len(study.trials) == 20
     assert {t.label for t in study.trials} == {"", "x", "y", "uniform average"}
+
+
+def test_the_reference_point_waits_for_a_parent_that_was_interrupted(problem: Problem, tmp_path: Path) -> None:
+    def interrupt(recipe: Recipe, call: int) -> dict[str, Score] | None:
+        if call == 2:
+            raise KeyboardInterrupt
+        return None if len(recipe.models) == 1 else {name: Score(value=-9.0, examples=1) for name in "xy"}
+
+    problem.before = interrupt
+    run(problem, storage=tmp_path / "study.log")
+    study = run(problem, storage=tmp_path / "study.log")
+    assert [t.label for t in study.trials[:3]] == ["x", "uniform average", "y"]
+    assert study.reference == {"x": pytest.approx(-0.1), "y": pytest.approx(-0.1)}
+
+
+def test_a_resumed_search_does_not_draw_the_first_run_s_points_again(problem: Problem, tmp_path: Path) -> None:
+    space = type(problem.space)(models=problem.space.models, base=problem.space.base, methods=("task_arithmetic",))
+    problem.space = space
+    run(problem, trials=10, sampler="random", storage=tmp_path / "study.log")
+    assert run(problem, trials=20, sampler="random", storage=tmp_path / "study.log").repeats == 0
 
 
 def test_the_reference_point_stays_when_a_search_is_resumed(problem: Problem, tmp_path: Path) -> None:
@@ -506,6 +532,7 @@ def test_a_trial_that_was_scored_when_its_process_died_is_not_evaluated_again(pr
     study = run(problem, storage=tmp_path / "study.log")
     assert len(problem.calls) == len(set(problem.calls)) == study.evaluated == 20
     assert study.optuna.trials[5].state == TrialState.COMPLETE
+    assert [t.number for t in study.optuna.trials if t.user_attrs["digest"] == problem.calls[5]] == [5]
 
 
 def test_two_searches_at_once_in_one_journal_are_refused(problem: Problem, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_limits_and_absent_items_are_refused(api: HfApi, slug: str) -> None:
 
 def test_lists_find_collections_by_owner_and_item(api: HfApi, slug: str) -> None:
     api.add_collection_item(slug, "demo/a", "model")
-    assert [found.slug for found in api.list_collections(owner="demo")] == [slug]
+    (listed,) = api.list_collections(owner="demo")
+    assert (listed.slug, [item.item_id for item in listed.items]) == (slug, ["demo/a"])
     assert [found.slug for found in api.list_collections(item="models/demo/a")] == [slug]
     assert list(api.list_collections(owner="guest")) == []
 

@@ -87,6 +87,7 @@ def test_any_status_can_be_asked_for(hub: LocalHub, http: httpx2.Client, status:
 def test_a_refused_upload_gets_its_answer(hub: LocalHub, http: httpx2.Client) -> None:
     hub.fault("status", "/_lfs/*", status=503)
     assert http.put("/_lfs/models/org/model/x", content=CONTENT).status_code == 503
+    assert [request.bytes_received for request in hub.requests()] == [len(CONTENT)]
 
 
 def test_a_slow_transfer_takes_its_time(hub: LocalHub, http: httpx2.Client) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import httpx2
@@ -17,7 +18,7 @@ URL = "/org/model/resolve/main/model.safetensors"
 
 @pytest.fixture
 def sha(hub: LocalHub) -> str:
-    return hub.seed("org/model", {"model.safetensors": CONTENT, "config.json": b"{}", "empty.txt": b""})
+    return hub.seed("org/model", {"model.safetensors": CONTENT, "config.json": b"{}", "empty.bin": b""})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_a_range_that_makes_no_sense_is_ignored(http: httpx2.Client, sha: str, h
     [
         ("model.safetensors", CONTENT, hashlib.sha256(CONTENT).hexdigest()),
         ("config.json", b"{}", blob_id(b"{}")),
-        ("empty.txt", b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        ("empty.bin", b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
     ],
 )
 def test_head_and_get_agree(http: httpx2.Client, sha: str, name: str, content: bytes, etag: str) -> None:
@@ -140,6 +141,13 @@ def test_an_upload_with_other_bytes_than_announced_is_refused(hub: LocalHub, api
     assert "never uploaded" in answer.json()["error"]
     assert http.put(href, content=CONTENT).status_code == 200
     assert http.post("/api/models/demo/model/commit/main", content=body, headers=own).status_code == 200
+
+
+def test_small_answers_do_not_wait_for_acknowledgements(http: httpx2.Client, sha: str) -> None:
+    start = time.monotonic()
+    for first in range(25):
+        http.get(URL, headers={"range": f"bytes={first}-{first}"})
+    assert time.monotonic() - start < 25 * 0.035
 
 
 def test_the_hub_listens_on_the_loopback_alone(hub: LocalHub) -> None:
