@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     _consent(pushed)
 
     demo = command("demo", _demo, "Everything once, for real, against a Hub of its own on this machine (needs hf_merge[demo]).")
-    demo.add_argument("--trials", type=int, default=40, metavar="N", help="recipes to evaluate (default: %(default)s)")
+    demo.add_argument("--trials", type=int, default=30, metavar="N", help="recipes to evaluate (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default: %(default)s)")
     demo.add_argument(
         "--folder", type=Path, default=Path("demo_run"), metavar="DIR", help="where all is kept (default: %(default)s)"

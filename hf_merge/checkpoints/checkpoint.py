@@ -76,8 +76,7 @@ class Checkpoint:
     def store(self) -> None:
         """Download the shards into the Hub's cache once; later reads are memory-mapped from there."""
         if isinstance(self.files, HubFiles):
-            shards = sorted({entry.file for entry in self.index.tensors.values()})
-            self.files = LocalFiles(snapshot(self.ref, self.api, shards), self.label)
+            self.files.store(sorted({entry.file for entry in self.index.tensors.values()}))
 
     def bytes(self, file: str) -> bytes | None:
         """The whole of a small file; None if there is none."""

@@ -100,6 +100,12 @@ class HubFiles:
                 _wait(failed, error.wait if isinstance(error, _Again) else None)
         return data
 
+    def store(self, files: list[str]) -> None:
+        """Download files into the local cache, from where they are read from now on."""
+        if missing := [file for file in files if self._cache(file) is None]:
+            snapshot(self.ref, self.api, missing)
+            self._cached.clear()
+
     def _stream(self, file: str, start: int, stop: int) -> Iterator[bytes]:
         url = hf_hub_url(self.ref.id, file, revision=self.commit, endpoint=self.api.endpoint)
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from hf_merge.errors import HfMergeError, MergeError, RecipeError
 from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.scores import Score
+from hf_merge.search import loop
 from hf_merge.search.loop import PATIENCE, search
 from hf_merge.search.samplers.names import SAMPLERS
 from hf_merge.search.study import Study
@@ -138,6 +139,22 @@ def test_a_search_that_finds_nothing_new_stops_and_says_so(problem: Problem, cap
     study = run(problem)
     assert (study.evaluated, study.repeats) == (4, PATIENCE)
     assert "Stopped after 4 of 20 evaluations" in caplog.text
+
+
+class Stutter(optuna.samplers.RandomSampler):
+    """Draws the same point in every second trial."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        if trial.number % 2:
+            return "ties" if param_name == "method" else 0.5
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+def test_only_repeats_in_a_row_end_a_search(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", 2)
+    study = run(problem, sampler=Stutter(seed=0))
+    assert study.evaluated == 20
+    assert study.repeats > 2
 
 
 def test_what_is_known_already_is_not_evaluated_and_not_counted(problem: Problem) -> None:

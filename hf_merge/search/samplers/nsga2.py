@@ -9,8 +9,8 @@ accuracies on 500 rows, for 60 and 100 evaluations (populations of 12 and 20):
     SBX                 0.675 ± 0.012   0.771 ± 0.009
     BLX-α               0.732 ± 0.012   0.817 ± 0.009
 
-Uniform and SBX are within noise of random at 60; polynomial mutation made each of them worse. BLX-α's lead over uniform, 0.035 to
-0.058 at 60 and 0.042 to 0.053 at 100, was there without noise and with less conflict between the tasks as well. It is one
+Uniform and SBX are within noise of random at 60; polynomial mutation helped neither of them. BLX-α's lead over uniform, 0.035
+to 0.058 at 60 and 0.042 to 0.053 at 100, was there without noise and with less conflict between the tasks as well. It is one
 synthetic family of problems: a direction, not a law.
 """
 
