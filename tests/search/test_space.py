@@ -153,6 +153,15 @@ def test_a_point_that_is_one_model_is_that_parent(point: dict[str, Any]) -> None
     assert recipe.digest == Recipe(method="linear", models=("lab/x",)).digest
 
 
+def test_a_number_one_step_short_of_its_range_s_end_is_at_the_end() -> None:
+    short = math.nextafter(1.0, 0.0)
+    point = {"method": "task_arithmetic", "weight.x": short, "weight.y": 0.0, "weight.z": 0.0}
+    assert space().recipe(point).digest == space().parents()["x"].digest
+    assert (
+        space().recipe(point | {"weight.y": short}).digest == space().recipe(point | {"weight.x": 1.0, "weight.y": 1.0}).digest
+    )
+
+
 @pytest.mark.parametrize(("t", "name"), [(0.0, "x"), (1.0, "y")])
 def test_the_ends_of_a_slerp_are_its_models(t: float, name: str) -> None:
     of = space("x", "y", methods=("slerp",))

@@ -1,0 +1,34 @@
+"""The examples do what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_merge.auto import study_arguments
+from hf_merge.demo.specialists import FamilyFolder
+from hf_merge.recipes import yaml
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_the_example_recipe_is_a_recipe() -> None:
+    recipe = yaml.load(EXAMPLES / "recipe.yaml")
+    assert (recipe.method, [m.name for m in recipe.models], recipe.dtype) == ("ties", ["math", "code"], "bfloat16")
+
+
+def test_the_example_study_gives_arguments() -> None:
+    arguments = study_arguments(yaml.load_mapping((EXAMPLES / "study.yaml").read_text()))
+    assert [objective.name for objective in arguments["objectives"]] == ["math", "code"]
+    assert arguments["trials"] == 100
+
+
+@pytest.mark.slow
+def test_the_example_script_runs(specialists: FamilyFolder, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "three_specialists.py")]
+    ran = subprocess.run(command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "question:LOC" in ran.stdout
+    assert (tmp_path / "front.png").stat().st_size > 10_000
