@@ -371,9 +371,6 @@ def test_a_push_holds_one_shard_on_disk_at_most(make: Maker, hub: LocalHub, scra
     assert most == 1
 
 
-@pytest.mark.xfail(
-    raises=RuntimeError, strict=True, reason="push.py lets huggingface_hub's RuntimeError of a failed upload pass"
-)
 def test_a_push_that_fails_in_the_middle_shows_nothing_and_leaves_nothing(make: Maker, hub: LocalHub, scratch: Path) -> None:
     folders = make("llama", 2)
     hub.fault("status", "/_lfs/*", method="PUT", status=403, skip=2, times=None)

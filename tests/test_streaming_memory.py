@@ -1,4 +1,4 @@
-"""Three repositories of 400 MB each, merged from a Hub in another process: memory stays bounded and no source reaches the disk."""
+"""Three repositories of 400 MB each, merged from a Hub in another process: memory is bounded, no source reaches the disk."""
 
 import json
 import os

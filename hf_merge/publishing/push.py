@@ -230,7 +230,8 @@ def _said(what: str, api: HfApi) -> Iterator[None]:
         raise PublishError(f"{what}: offline mode is on. Unset HF_HUB_OFFLINE and try again.") from error
     except RevisionNotFoundError as error:
         raise PublishError(f"{what}: there is no such revision. {_reason(error, api)}") from None
-    except (HTTPError, OSError, ValueError) as error:
+    # huggingface_hub raises a bare RuntimeError for an upload that the storage refuses.
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise PublishError(f"{what}: {_reason(error, api)}") from None
 
 

@@ -53,6 +53,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.models, str):
+            raise RecipeError(f"`models` is a list of models, got the text {self.models!r}.")
         models = tuple(m if isinstance(m, RecipeModel) else RecipeModel(ref=ModelRef.parse(m)) for m in self.models)
         object.__setattr__(self, "models", _distinct(models))
         object.__setattr__(self, "base", None if self.base is None else ModelRef.parse(self.base))

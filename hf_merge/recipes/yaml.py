@@ -167,8 +167,16 @@ def _parameters(given: Any, where: str) -> dict[str, Number]:
         if name in found:
             raise RecipeError(f"{where} has both {name!r} and {_TO_MERGEKIT[name]!r}, which mean the same: keep one.")
         if key not in _NO_EFFECT:
-            found[name] = value
+            found[name] = _number(value)
     return found
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a text; whoever writes it means the number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _base_first(base: ModelRef, models: tuple[RecipeModel, ...]) -> tuple[RecipeModel, ...]:

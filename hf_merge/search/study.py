@@ -146,10 +146,10 @@ class Study:
         for trial in self._stored():
             if trial.state != TrialState.RUNNING:
                 continue
-            self._tell(trial.number, trial.user_attrs)
-            if not _is_scored(trial):
+            if not _is_scored(trial):  # queued before it is ended: a kill in between repeats it and does not lose it
                 kept = {k: v for k, v in trial.user_attrs.items() if k in ("digest", "recipe", "label")}
                 self.optuna.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params, user_attrs=kept)
+            self._tell(trial.number, trial.user_attrs)
 
     def start(self, asked: optuna.Trial, recipe: Recipe) -> Recipe:
         """Notes what a trial is about to run, and returns it: the recipe it was queued with, or else `recipe`."""

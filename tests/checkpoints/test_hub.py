@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -256,15 +257,21 @@ def test_a_token_that_nobody_has_is_told_from_a_model_that_is_not_there(closed: 
 
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [*((name, None) for name, _ in REFUSED), ("demo/gated", "status"), ("demo/gated", "cut"), ("demo/private", "wrong_range")],
+    [
+        *((name, {}) for name, _ in REFUSED),
+        ("demo/gated", {"kind": "status", "status": 503}),
+        ("demo/gated", {"kind": "status", "status": 404}),
+        ("demo/gated", {"kind": "cut"}),
+        ("demo/private", {"kind": "wrong_range"}),
+    ],
 )
 def test_a_token_is_never_said_logged_or_shown(
-    name: str, fault: str | None, closed: LocalHub, waits: list[float], caplog: pytest.LogCaptureFixture
+    name: str, fault: dict[str, Any], closed: LocalHub, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     token = closed.token
     caplog.set_level(logging.DEBUG)
-    if fault is not None:
-        closed.fault(fault, "*/resolve/*", times=None)  # type: ignore[arg-type]
+    if fault:
+        closed.fault(path="*/resolve/*", times=None, **fault)
     with pytest.raises(CheckpointError) as caught:
         _ = Checkpoint(ModelRef.parse(name), hub_api(token)).index
     said = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
@@ -337,9 +344,11 @@ def test_a_file_that_is_in_the_cache_is_read_from_there(model: Checkpoint, hub: 
 
 
 def test_a_file_that_is_in_the_cache_at_another_commit_is_not_taken(model: Checkpoint, hub: LocalHub) -> None:
-    hf_hub_download(model.ref.id, "model.safetensors", revision=model.commit)
+    before = Checkpoint(ModelRef(model.ref.id))
     hub.seed(model.ref.id, {"model.safetensors": save({"a": -TENSORS["a"]})})
+    hf_hub_download(model.ref.id, "model.safetensors")
     assert torch.equal(Checkpoint(ModelRef(model.ref.id)).read("a"), -flat("a"))
+    assert torch.equal(before.read("a"), flat("a"))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 200_000])

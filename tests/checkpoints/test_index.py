@@ -106,7 +106,7 @@ def test_pickles_alone_are_refused_with_the_remedy(tmp_path: Path, name: str) ->
 
 
 def test_folder_without_weights_lists_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="'config.json'"):
+    with pytest.raises(CheckpointError, match=r"'config\.json'"):
         read_index(write(tmp_path, config__json={}))
 
 

@@ -289,3 +289,8 @@ def test_a_recipe_survives_the_mapping_and_the_text(made):
         )
         assert [m.name for m in again.models] == [m.name for m in made.models]
         assert to_dict(again) == to_dict(made)
+
+
+def test_models_given_as_one_text_are_refused_and_not_read_letter_by_letter() -> None:
+    with pytest.raises(RecipeError, match="list of models"):
+        Recipe(method="linear", models="org/a")

@@ -209,7 +209,7 @@ def test_what_mergekit_can_and_we_cannot_is_refused_by_name(key):
             {"models": [{"model": "org/ada", "parameters": 1}]},
             "The parameters of org/ada are a mapping of names to numbers, got int.",
         ),
-        ({"parameters": {"density": "1e-3"}}, "'density' is a finite number, got '1e-3'."),
+        ({"parameters": {"density": "half"}}, "'density' is a finite number, got 'half'."),
         ({"models": ["org/base"]}, "ties merges at least 1 models, got 0."),
         ({"merge_method": "slerp", "models": ["org/a", "org/b", "org/base"]}, "slerp merges exactly 2 models, got 3."),
         ({"seed": "x"}, "`seed` is a whole number, got 'x'."),
@@ -261,3 +261,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     with pytest.raises(RecipeError, match=message) as caught:
         load(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_number_in_scientific_notation_is_a_number() -> None:
+    text = "merge_method: ties\nbase_model: org/base\nmodels: [org/a]\nparameters: {density: 5e-1, lambda: 1e-3}\n"
+    recipe = loads(text)
+    assert recipe.parameters == {"density": 0.5, "scaling": 0.001}

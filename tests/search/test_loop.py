@@ -463,6 +463,16 @@ def test_the_progress_bar_shows_the_front_and_the_best(problem: Problem, capsys:
     assert "x 1, y 1" in shown
 
 
+def test_the_progress_bar_of_a_resumed_search_starts_where_it_was(
+    problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(problem, trials=10, storage=tmp_path / "study.log")
+    run(problem, trials=12, storage=tmp_path / "study.log", progress=True)
+    shown = capsys.readouterr().err
+    assert "10/12" in shown
+    assert "12/12" in shown
+
+
 def test_a_quiet_search_prints_nothing(problem: Problem, capfd: pytest.CaptureFixture[str]) -> None:
     run(problem)
     assert capfd.readouterr() == ("", "")
@@ -550,6 +560,24 @@ def test_a_trial_that_was_scored_when_its_process_died_is_not_evaluated_again(pr
     assert len(problem.calls) == len(set(problem.calls)) == study.evaluated == 20
     assert study.optuna.trials[5].state == TrialState.COMPLETE
     assert [t.number for t in study.optuna.trials if t.user_attrs["digest"] == problem.calls[5]] == [5]
+
+
+def test_a_parent_is_not_lost_when_the_process_dies_while_it_is_put_back(problem: Problem, tmp_path: Path) -> None:
+    class Died(BaseException):
+        pass
+
+    def die(self: Study, number: int, attrs: Any) -> None:
+        raise Died
+
+    problem.before = interrupt_at(2)
+    tell = Study._tell
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Study, "_tell", lambda self, number, attrs: (die if number == 1 else tell)(self, number, attrs))
+        with pytest.raises(Died):
+            run(problem, storage=tmp_path / "study.log")
+    study = run(problem, storage=tmp_path / "study.log")
+    assert sorted(t.label for t in study.trials if t.label) == ["uniform average", "x", "y"]
+    assert study.evaluated == len({t.recipe.digest for t in study.trials}) == 20
 
 
 def test_two_searches_at_once_in_one_journal_are_refused(problem: Problem, tmp_path: Path) -> None:
