@@ -14,8 +14,6 @@ from transformers.models.auto import modeling_auto
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.errors import CheckpointError, MergeError
 
-SHOWN = 20
-"""Mismatches listed in one message; the rest are counted."""
 _SAME_CONFIG = ("num_attention_heads", "num_key_value_heads", "hidden_act", "position_embedding_type")
 _AUTO_CLASSES = (
     ("AutoModelForCausalLM", "text-generation", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -58,10 +56,9 @@ def align(inputs: Sequence[Checkpoint]) -> Alignment:
         ]
         problems += [f"{checkpoint.label}: {problem}" for problem in found]
     if problems:
-        more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = "".join(f"\n  - {problem}" for problem in problems[:SHOWN])
+        listed = "".join(f"\n  - {problem}" for problem in problems)
         number = f"{len(problems)} mismatch{'es' if len(problems) > 1 else ''}"
-        raise MergeError(f"The models do not fit {primary.label}, {number}:{listed}{more}")
+        raise MergeError(f"The models do not fit {primary.label}, {number}:{listed}")
     lookup = [_lookup(checkpoint, tied) for checkpoint, tied in zip(inputs, ties, strict=True)]
     return Alignment({name: tuple(own.get(name, "") for own in lookup) for name in names})
 
