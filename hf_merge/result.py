@@ -13,13 +13,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_merge.checkpoints.checkpoint import hub_api
-from hf_merge.errors import HfMergeError, RecipeError
+from hf_merge.errors import HfMergeError, PublishError, RecipeError
 from hf_merge.merging.live import LiveModel, load_tokenizer
 from hf_merge.merging.plan import open_inputs, plan
 from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import SearchFacts
 from hf_merge.publishing.plots import Figure, plot_front, save_png
-from hf_merge.publishing.push import check_writable
+from hf_merge.publishing.push import check_writable, push_collection
 from hf_merge.recipes.yaml import from_dict, to_dict
 from hf_merge.scores import Score, Scores, load_scores, save_scores
 from hf_merge.search.trial import Front, Split, Trial
@@ -124,6 +124,29 @@ class MergeResult:
         }
         message = f"{compiled.method.title} merge, a point of the Pareto front between {', '.join(self.front.objectives)}"
         return merge_to_hub(compiled, repo_id, files, api, private=private, message=message, progress=progress)
+
+    def push_front_to_hub(self, prefix: str, *, title: str | None = None, private: bool | None = None, **more: Any) -> str:
+        """Publish every merged point of the front as `{prefix}-{number}`, and a collection of them along the front.
+
+        Parents that are on the front are repositories already and are left out. `more` goes to `push_to_hub`. Returns the
+        collection's slug.
+        """
+        known = {trial.recipe.digest for trial in (*self.parents, *self.others)}
+        entries = []
+        for trial in self.front:
+            if trial.recipe.digest not in known:
+                repo_id = f"{prefix}-{trial.number}"
+                self.push_to_hub(repo_id, trial=trial, private=private, **more)
+                values = ", ".join(f"{name} {score.value:.3f}" for name, score in trial.held_out.items())
+                entries.append((repo_id, f"held out: {values}; {trial.recipe}"))
+        if not entries:
+            raise PublishError("The front holds no merge: its points are the parents themselves, or their average.")
+        about = f"The Pareto front between {', '.join(self.front.objectives)}, merged with hf_merge"
+        namespace = prefix.partition("/")[0] if "/" in prefix else None
+        name = title or f"{prefix.rpartition('/')[2]}: a Pareto front"
+        return push_collection(
+            name, entries, hub_api(more.get("token")), namespace=namespace, description=about, private=bool(private)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the per-example outcomes, as JSON."""

@@ -152,6 +152,19 @@ def test_a_published_point_scores_what_its_card_says(
     } <= files
 
 
+def test_a_whole_front_is_published_with_a_collection_that_leaves_the_parents_out(
+    specialists: FamilyFolder, on_hub: list[str], tmp_path: Path
+) -> None:
+    result = auto_merge(on_hub[0], on_hub[1:], objectives_of(specialists), trials=6, folder=tmp_path / "run", progress=False)
+    slug = result.push_front_to_hub("demo/front", progress=False)
+    known = {trial.recipe.digest for trial in (*result.parents, *result.others)}
+    merged = [trial for trial in result.front if trial.recipe.digest not in known]
+    assert merged
+    items = HfApi().get_collection(slug).items
+    assert [item.item_id for item in items] == [f"demo/front-{trial.number}" for trial in merged]
+    assert "held out: sentiment 0." in str(items[0].note)
+
+
 INTERRUPTED = """
 import json, sys
 from pathlib import Path

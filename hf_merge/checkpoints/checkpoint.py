@@ -1,6 +1,5 @@
 """A checkpoint: a model's files at one revision, and its tensors by name."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -9,9 +8,9 @@ from huggingface_hub import HfApi, is_offline_mode
 from torch import Tensor
 
 from hf_merge.checkpoints.hub import HubFiles, resolve, snapshot
-from hf_merge.checkpoints.index import CheckpointIndex, read_index
+from hf_merge.checkpoints.index import CheckpointIndex, parse_json, read_index
 from hf_merge.checkpoints.local import LocalFiles
-from hf_merge.errors import CheckpointError, RecipeError
+from hf_merge.errors import RecipeError
 from hf_merge.model_ref import ModelRef
 from hf_merge.version import __version__
 
@@ -86,15 +85,7 @@ class Checkpoint:
     def json(self, file: str) -> dict[str, Any] | None:
         """The content of a JSON file; None if there is none."""
         data = self.bytes(file)
-        if data is None:
-            return None
-        try:
-            content = json.loads(data)
-        except ValueError as error:
-            raise CheckpointError(f"{self.label}: {file} does not parse as JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{self.label}: {file} is not a JSON object.")
-        return content
+        return None if data is None else parse_json(data, f"{self.label}: {file}")
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.label})"

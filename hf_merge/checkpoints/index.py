@@ -119,7 +119,7 @@ def _no_weights(files: Files) -> str:
 
 
 def _weight_map(files: Files) -> dict[str, str]:
-    content = _json(bytes(files.read_bytes(INDEX, 0, files.sizes[INDEX])), f"{files.label}: {INDEX}")
+    content = parse_json(bytes(files.read_bytes(INDEX, 0, files.sizes[INDEX])), f"{files.label}: {INDEX}")
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{files.label}: {INDEX} has no usable 'weight_map'.")
@@ -141,7 +141,7 @@ def _header(files: Files, shard: str) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{where} is not a safetensors file, or is truncated: {size} bytes, header of {length}.")
     if 8 + length > len(head):
         head += bytes(files.read_bytes(shard, len(head), 8 + length))
-    content = _json(head[8 : 8 + length], where)
+    content = parse_json(head[8 : 8 + length], where)
     entries = {n: _entry(n, v, shard, 8 + length, where) for n, v in content.items() if n != "__metadata__"}
     end = max((entry.stop for entry in entries.values()), default=8 + length)
     if end != size:
@@ -164,7 +164,8 @@ def _entry(name: str, content: Any, shard: str, offset: int, where: str) -> Tens
     return entry
 
 
-def _json(data: bytes, where: str) -> dict[str, Any]:
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `data`. Raises `CheckpointError` that begins with `where`."""
     try:
         content = json.loads(data)
     except ValueError as error:

@@ -20,10 +20,10 @@ import transformers
 from datasets import Dataset
 from filelock import FileLock
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from hf_merge.demo.data import SPLITS, PackageFile, Row, normalized, read_parquet, split, write_parquet
 from hf_merge.errors import HfMergeError, unknown
+from hf_merge.merging.live import without_bars
 
 Data = Mapping[str, Mapping[str, list[Row]]]
 """The rows of a family: task name -> split name -> rows."""
@@ -183,13 +183,13 @@ def _build(family: Family, partial: Path, final: Path, progress: bool) -> None:
         steps.update()
         steps.set_description(f"{family.name}: making the base")
         folder.base.mkdir()
-        with _reproducible(family.seed), _without_bars_of_transformers():
+        with _reproducible(family.seed), without_bars():
             family.build_base(family, data, folder.base, progress)
         steps.update()
         for task in family.tasks:
             steps.set_description(f"{family.name}: fine-tuning for {task.name}")
             folder.models[task.name].mkdir()
-            with _reproducible(family.seed), _without_bars_of_transformers():
+            with _reproducible(family.seed), without_bars():
                 family.train(family, task, data, folder.base, folder.models[task.name], progress)
             steps.update()
         steps.set_description(f"{family.name}: built")
@@ -210,16 +210,3 @@ def _reproducible(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _without_bars_of_transformers() -> Iterator[None]:
-    """No bars for loading and saving, which take milliseconds here and would break up ours."""
-    shown = logging.is_progress_bar_enabled()
-    if shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

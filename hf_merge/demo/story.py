@@ -80,7 +80,7 @@ def tell(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: 
     if cards is not None:
         cards.mkdir(parents=True, exist_ok=True)
         # The picture stands beside the card under a name of its own.
-        text = card.read_text(encoding="utf-8").replace(f"({PICTURE})", f"({PUBLISHED}.png)")
+        text = card.read_text(encoding="utf-8").replace(PICTURE, f"{PUBLISHED}.png")
         (cards / f"{PUBLISHED}.md").write_text(text, encoding="utf-8")
         shutil.copyfile(picture, cards / f"{PUBLISHED}.png")
     shutil.copyfile(card, folder / "card.md")

@@ -70,8 +70,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """A bar for every candidate would bury the search's own."""
+def without_bars() -> Iterator[None]:
+    """No bars of transformers for loading and saving what takes milliseconds: they would bury our own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -99,7 +99,7 @@ def _build(primary: Checkpoint, tensors: Mapping[str, Tensor]) -> PreTrainedMode
         raise MergeError(f"{primary.label}: transformers has no class {primary.config.get('architectures')!r}.")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     dtype = kinds.pop() if len(kinds) == 1 else "auto"
-    with _without_bars():
+    with without_bars():
         model, info = cls.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True)
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])})
     if wrong:

@@ -180,29 +180,6 @@ class ShardUpload:
         return [CommitOperationDelete(path.name) for path in ours if path.name not in new]
 
 
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    api: HfApi,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    message: str = "Upload a merged model",
-) -> CommitInfo:
-    """A merged folder to the Hub in one commit; the folder stays as it is, and hidden files stay at home.
-
-    Raises `PublishError` if there is no such folder, it holds nothing, or the Hub refuses.
-    """
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = {path.as_posix(): folder / path for path in paths if not any(part.startswith(".") for part in path.parts)}
-    if not files:
-        raise PublishError(f"{folder} holds no files to push: give the folder of a finished merge.")
-    whole = check_writable(repo_id, api, private=private, create_pr=create_pr)
-    upload = ShardUpload(api, whole, private=private, revision=revision, create_pr=create_pr)
-    return upload.commit(files, message)
-
-
 def push_collection(
     title: str,
     entries: Sequence[tuple[str, str]],

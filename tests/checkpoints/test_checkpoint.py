@@ -121,7 +121,7 @@ def test_a_model_without_config_has_an_empty_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(b"{", "does not parse"), (b"\xff\xfe{", "does not parse"), (b"[1]", "not a JSON object")]
+    ("text", "said"), [(b"{", "does not parse"), (b"\xff\xfe{", "does not parse"), (b"[1]", "expected a JSON object")]
 )
 def test_a_config_that_is_none_is_an_error_that_names_it(text: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text)

@@ -11,7 +11,7 @@ from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import PublishError
 from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import CardFacts
-from hf_merge.publishing.push import ShardUpload, check_writable, push_collection, push_folder
+from hf_merge.publishing.push import ShardUpload, check_writable, push_collection
 
 SECRET = "hf_secretsecretsecret"
 
@@ -228,22 +228,6 @@ def test_requests_carry_our_name(hub: LocalHub, tmp_path: Path) -> None:
 
 
 # A folder, a collection
-
-
-def test_a_merged_folder_goes_up_whole_and_stays(api: HfApi, tmp_path: Path, facts: CardFacts) -> None:
-    shard(tmp_path, "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "x").write_text("x")
-    render(facts).save(tmp_path / "README.md")
-    push_folder(tmp_path, "demo/folder", api)
-    assert paths(api, "demo/folder") == {"model.safetensors", "config.json", "README.md"}
-    assert (tmp_path / "model.safetensors").exists()
-
-
-def test_an_empty_folder_is_refused(api: HfApi, tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="holds no files"):
-        push_folder(tmp_path, "demo/folder", api)
 
 
 def test_a_published_card_is_understood_by_the_hub(api: HfApi, tmp_path: Path, facts: CardFacts) -> None:
