@@ -79,6 +79,8 @@ def merge(
         push_to = check_writable(push_to, api, private=private)
     compiled = _plan(found, api, max_shard_size)
     name = push_to or Path(str(out)).expanduser().resolve().name
+    # A folder of one's own is not a publication: there the card says what the licenses ask, and refuses nothing.
+    consent = consent or push_to is None
     facts = card_facts(compiled, Trial(number=0, recipe=compiled.recipe), name, api, consent=consent)
     files = {"README.md": str(render(facts)).encode()}
     if push_to is not None:

@@ -402,23 +402,45 @@ from pathlib import Path
 from accelerate import PartialState
 from hf_merge.single import merge
 
+opened = []
+
+def notice(event, given):
+    if event == "open" and str(given[0]).endswith(".part"):
+        opened.append(Path(given[0]).name[1:-5])
+
+sys.addaudithook(notice)
 state = PartialState(cpu=True)
 assert state.num_processes == 2
 merge(Path(sys.argv[1]), sys.argv[2], max_shard_size=int(sys.argv[3]), progress=False)
 assert (Path(sys.argv[2]) / "config.json").is_file()
+Path(sys.argv[1]).with_name(f"opened-{state.process_index}").write_text(" ".join(opened))
 state.destroy_process_group()
 """
 
 
-def test_two_processes_write_the_bytes_of_one(make: Maker, tmp_path: Path) -> None:
+def test_two_processes_write_the_bytes_of_one_and_each_shard_once(make: Maker, tmp_path: Path) -> None:
     recipe = recipe_of(make("llama", 3))
     (tmp_path / "recipe.yaml").write_text(yaml.dumps(recipe))
     (tmp_path / "two.py").write_text(TWO)
-    quietly(recipe, tmp_path / "one")
+    one = quietly(recipe, tmp_path / "one")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = [tmp_path / "two.py", tmp_path / "recipe.yaml", tmp_path / "two", str(SMALL)]
     packages = str(Path(__file__).parents[1])
     subprocess.run([*torchrun, *arguments], check=True, env=os.environ | {"PYTHONPATH": packages}, timeout=100)
-    assert len(shards(tmp_path / "two")) > 2
+    first, second = ((tmp_path / f"opened-{i}").read_text().split() for i in range(2))
+    assert sorted(first + second) == sorted(shard.name for shard in one.plan.shards)
+    assert abs(len(first) - len(second)) <= 1
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_consent_is_asked_for_publishing_and_not_for_a_folder_of_one_s_own(make: Maker, hub: LocalHub, tmp_path: Path) -> None:
+    folders = make("llama", 3)
+    (folders[1] / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    recipe = recipe_of(folders)
+    with pytest.raises(PublishError, match=r"cc-by-nc-4\.0"):
+        quietly(recipe, push_to="demo/restricted")
+    assert not HfApi().repo_exists("demo/restricted")
+    quietly(recipe, tmp_path / "own")
+    assert "cc-by-nc-4.0" in (tmp_path / "own" / "README.md").read_text()
+    quietly(recipe, push_to="demo/restricted", consent=True)

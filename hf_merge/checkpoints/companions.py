@@ -32,7 +32,9 @@ def companion_files(source: Checkpoint, dtype: torch.dtype | None) -> dict[str, 
     found = {name: data for name in names if (data := source.bytes(name)) is not None}
     config = dict(source.config)
     if config:
-        config.pop("_name_or_path", None)
+        # Code is not carried, so the result must not point to any.
+        for key in ("_name_or_path", "auto_map"):
+            config.pop(key, None)
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = str(dtype).removeprefix("torch.")

@@ -37,6 +37,8 @@ TRIES = 6
 LONGEST_WAIT = 30.0
 """Seconds between two tries at most, a server's Retry-After included."""
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+LARGE = 2**20
+"""Bytes from which a read has pages of its own: a process may have some 65,000 such mappings, and a model more tensors."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -81,7 +83,7 @@ class HubFiles:
         if cached is not None:
             return cached.read_bytes(file, start, stop)
         # Anonymous pages go back to the system when they are dropped; the allocator would keep much of what passes through it.
-        data = mmap.mmap(-1, stop - start) if stop > start else bytearray()
+        data = mmap.mmap(-1, stop - start) if stop - start >= LARGE else bytearray(stop - start)
         have, failed = 0, 0
         while have < len(data):
             try:

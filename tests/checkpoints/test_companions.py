@@ -96,3 +96,8 @@ def test_the_source_s_own_config_stays_as_it_is(tmp_path: Path) -> None:
     checkpoint = source(tmp_path / "model", _name_or_path="org/m", torch_dtype="float32")
     companion_files(checkpoint, torch.float16)
     assert checkpoint.config == {"_name_or_path": "org/m", "torch_dtype": "float32"}
+
+
+def test_the_config_points_to_no_code_because_none_is_carried(tmp_path: Path) -> None:
+    found = config_of(source(tmp_path / "model", auto_map={"AutoModel": "modeling_x.X"}, model_type="x"), None)
+    assert found == {"model_type": "x"}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from hf_merge.checkpoints import hub as hub_module
 from hf_merge.checkpoints.checkpoint import Checkpoint, hub_api
-from hf_merge.checkpoints.hub import LONGEST_WAIT, TRIES, HubFiles
+from hf_merge.checkpoints.hub import LARGE, LONGEST_WAIT, TRIES, HubFiles
 from hf_merge.demo.hub.faults import RequestRecord
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import CheckpointError, RecipeError
@@ -169,6 +170,15 @@ def test_headers_and_small_files_are_as_patient_as_tensors(fault: str, hub: Loca
     assert opened.config == json.loads(CONFIG)
     assert opened.index.tensors["a"].shape == (300, 500)
     assert len(waits) == 2
+
+
+@pytest.mark.parametrize("size", [LARGE - 1, LARGE])
+def test_only_large_reads_take_pages_of_their_own(size: int, hub: LocalHub) -> None:
+    content = bytes(range(256)) * (LARGE // 256)
+    hub.seed("reading/large", {"data": content})
+    data = HubFiles(ModelRef("reading/large"), hub_api()).read_bytes("data", 0, size)
+    assert isinstance(data, mmap.mmap) == (size >= LARGE)
+    assert bytes(data) == content[:size]
 
 
 # Looking a model up

@@ -77,6 +77,7 @@ def test_the_plan_s_figures_are_those_of_the_merge(dtype: str | None, make: Make
     tensors = load_file(written)
     assert found.bytes_written == written.stat().st_size
     assert found.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype or "float32")}
     assert {name: (job.spec.shape, job.spec.dtype) for name, job in found.jobs.items()} == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
     }
