@@ -182,7 +182,14 @@ def _push(options: argparse.Namespace) -> tuple[str, Any]:
 def _demo(options: argparse.Namespace) -> tuple[str, Any]:
     from hf_merge.demo.walk import walk
 
-    found = walk(options.folder, trials=options.trials, seed=options.seed, cards=options.cards, progress=not options.quiet)
+    found = walk(
+        options.folder,
+        trials=options.trials,
+        seed=options.seed,
+        cards=options.cards,
+        progress=not options.quiet,
+        tell_to=sys.stderr if options.json else None,
+    )
     return "The demo is done.", found
 
 

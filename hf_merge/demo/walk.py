@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import HfMergeError
@@ -18,8 +18,11 @@ MARKER = ".hf_merge_demo"
 SUMMARY = "summary.json"
 
 
-def walk(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: bool) -> dict[str, Any]:
-    """Run the demo in `folder`, anew each time (the specialists are cached elsewhere); returns its summary.
+def walk(
+    folder: Path, *, trials: int, seed: int, cards: Path | None = None, progress: bool = True, tell_to: TextIO | None = None
+) -> dict[str, Any]:
+    """Run the demo in `folder`, anew each time (the specialists are cached elsewhere), telling it to standard output or
+    `tell_to`; returns its summary.
 
     Raises `HfMergeError` if the folder holds anything but an earlier demo, or if the story ends badly.
     """
@@ -39,7 +42,7 @@ def walk(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: 
         command = [sys.executable, "-m", "hf_merge.demo.story", str(where), "--trials", str(trials), "--seed", str(seed)]
         command += ["--cards", str(cards.resolve())] if cards else []
         command += [] if progress else ["--quiet"]
-        ended = subprocess.run(command, env=environment, check=False)
+        ended = subprocess.run(command, env=environment, stdout=tell_to, check=False)
     if ended.returncode:
         raise HfMergeError(f"The demo ended with exit code {ended.returncode}; what went wrong stands above.")
     found: dict[str, Any] = json.loads((where / SUMMARY).read_text())
