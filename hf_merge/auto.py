@@ -27,7 +27,7 @@ from hf_merge.publishing.push import check_writable
 from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.result import MergeResult, scores_path
 from hf_merge.scores import Scores, load_scores, save_scores
-from hf_merge.search.loop import search
+from hf_merge.search.loop import checked, search
 from hf_merge.search.samplers.names import BaseSampler
 from hf_merge.search.space import Space
 from hf_merge.search.storage import Storage
@@ -103,6 +103,7 @@ def auto_merge(
     evaluator = Evaluator(
         objectives, tokenizer=load_tokenizer(primary), config=known_config(primary), seed=seed, device=device, progress=False
     )
+    checked(space, evaluator.directions, trials=trials, sampler=sampler, seeds=_base(space))
     run = Path(folder) if folder is not None else RUNS / _name(space, evaluator)
     _claim(run, evaluator.fingerprint)
     live = LiveModel(Recipe(method="linear", models=(RecipeModel(ref=primary.ref),)), opened, device=evaluator.device)

@@ -315,13 +315,20 @@ def test_models_that_do_not_fit_are_refused_with_every_mismatch(
         ({"trials": 2}, RecipeError, "2"),
     ],
 )
-def test_wrong_settings_are_told_at_once(
-    settings: dict, error: type[HfMergeError], match: str, specialists: FamilyFolder, on_hub: list[str], tmp_path: Path
+def test_wrong_settings_are_told_before_a_tensor_is_read(
+    settings: dict,
+    error: type[HfMergeError],
+    match: str,
+    specialists: FamilyFolder,
+    on_hub: list[str],
+    hub: LocalHub,
+    tmp_path: Path,
 ) -> None:
-    arguments = {"trials": 9, "folder": tmp_path, "progress": False} | settings
+    arguments = {"trials": 9, "folder": tmp_path / "run", "progress": False} | settings
     with pytest.raises(error, match=match):
         auto_merge(on_hub[0], on_hub[1:], objectives_of(specialists), **arguments)
-    assert not (tmp_path / "scores").exists()
+    assert not (tmp_path / "run").exists()
+    assert hub.bytes_served("*.safetensors") <= 100_000 * len(on_hub)
 
 
 def test_a_model_that_is_not_there_is_named(

@@ -60,7 +60,7 @@ def search(
 
     Raises `RecipeError` for arguments that make no sense and for a stored study with other settings.
     """
-    found = _checked(space, directions, seeds or {}, trials)
+    found = checked(space, directions, trials=trials, sampler=sampler, seeds=seeds)
     settings = {"directions": directions, "space": space.description, "fingerprint": fingerprint or {}}
     parents = [recipe.digest for recipe in space.parents().values()]
     with alone(storage):
@@ -78,17 +78,26 @@ def search(
     return study
 
 
-def _checked(space: Space, directions: Mapping[str, str], seeds: Mapping[str, Recipe], trials: int) -> dict[str, Recipe]:
+def checked(
+    space: Space,
+    directions: Mapping[str, str],
+    *,
+    trials: int,
+    sampler: str | BaseSampler = "nsga2",
+    seeds: Mapping[str, Recipe] | None = None,
+) -> dict[str, Recipe]:
+    """The recipes that a search with these arguments would try first, by label. Raises `RecipeError` as `search` would."""
+    sampler_of(sampler, seed=0, trials=trials, existing=0)
     if not directions:
         raise RecipeError("A search needs objectives, got none.")
     for direction in directions.values():
         if direction not in (MAXIMIZE, MINIMIZE):
             raise RecipeError(unknown("direction", direction, (MAXIMIZE, MINIMIZE)))
     first = space.seeds()
-    for label in seeds:
+    for label in seeds or {}:
         if label in first:
             raise RecipeError(f"The seed {label!r} has the name of a parent or of the uniform average. Give it another one.")
-    found = first | dict(seeds)
+    found = first | dict(seeds or {})
     if trials < len(found):
         raise RecipeError(f"trials={trials} is not enough for the {len(found)} first recipes: {', '.join(found)}.")
     return found
