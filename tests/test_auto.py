@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,9 +179,10 @@ print(json.dumps([result.search.evaluated, len(result.front)]))
 
 def start(folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(folder)], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", INTERRUPTED, str(folder)]
+    # A shell starts what it runs in the background with SIGINT ignored, and that would be inherited.
+    attend = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=attend)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
