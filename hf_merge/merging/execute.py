@@ -64,7 +64,7 @@ def merge_piece(plan: MergePlan, piece: Piece, sources: Sequence[Tensor], device
             _blame(plan, piece, sources, start, stop)
         return block, anchor
 
-    starts = range(0, len(result), BLOCK)
+    starts = range(0, max(len(result), 1), BLOCK)  # an empty tensor is one empty block
     state = method.measured(lambda: (stack(s)[0] for s in starts), len(result), arguments)
     for s in starts:
         block, anchor = stack(s)

@@ -89,7 +89,7 @@ class Method:
         """
         flat = stack.reshape(stack.shape[0], -1)
         names = models or tuple(str(k) for k in range(len(flat)))
-        starts = range(0, flat.shape[1], BLOCK)
+        starts = range(0, max(flat.shape[1], 1), BLOCK)  # an empty tensor is one empty block
         state = self.measured(lambda: (flat[:, s : s + BLOCK] for s in starts), flat.shape[1], arguments)
         merged = torch.empty_like(flat[0])
         for number, s in enumerate(starts):

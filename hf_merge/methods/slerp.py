@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from hf_merge.methods.method import Method
+from hf_merge.tensors.sphere import gram
 
 PARALLEL = 0.9995
 """Above this |cosine| the angle is too small to divide by its sine, and the interpolation is linear."""
@@ -14,12 +14,9 @@ PARALLEL = 0.9995
 
 def measure(blocks: Callable[[], Iterable[Tensor]], n: int) -> float | None:
     """Angle between the two tensors in radians, None if it is undefined (a zero tensor) or next to 0 or π."""
-    gram = torch.zeros(2, 2, dtype=torch.float64)
-    for block in blocks():
-        double = block.double()
-        gram += (double @ double.T).cpu()
-    norms = math.sqrt(float(gram[0, 0])) * math.sqrt(float(gram[1, 1]))
-    cosine = float(gram[0, 1]) / norms if norms > 0 else 1.0
+    products = gram(blocks, 2)
+    norms = math.sqrt(float(products[0, 0])) * math.sqrt(float(products[1, 1]))
+    cosine = float(products[0, 1]) / norms if norms > 0 else 1.0
     return math.acos(cosine) if abs(cosine) <= PARALLEL else None
 
 

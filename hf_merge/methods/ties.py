@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from hf_merge.methods.method import Method
@@ -12,7 +11,7 @@ from hf_merge.tensors.sparsify import Cutoffs, PerModel, cutoffs, per_model, tri
 
 def measure(blocks: Callable[[], Iterable[Tensor]], n: int, density: PerModel = 0.2) -> Cutoffs:
     """Where each model's tensor is cut to keep the `density` fraction of largest magnitude."""
-    first = next(iter(blocks()), torch.zeros(1, 0))
+    first = next(iter(blocks()))
     return cutoffs(blocks, per_model(density, first[:, :0].double())[:, 0].tolist(), n)
 
 

@@ -85,8 +85,10 @@ class Recipe:
     def _conflicts(self, method: Method) -> Iterable[str]:
         """What is wrong between parts that are each right."""
         arguments = self.arguments()
-        if method.name == "linear" and arguments["normalize"] and abs(sum(arguments["weights"])) < 1e-9:
-            yield "linear with `normalize` divides by the sum of the weights, and here that is 0."
+        shares = method.space == "weight" and "weights" in arguments and arguments.get("normalize", True)
+        if shares and abs(sum(arguments["weights"])) < 1e-9:
+            how = " with `normalize`" if "normalize" in arguments else ""
+            yield f"{method.name}{how} divides by the sum of the weights, and here that is 0."
         if method.ordered and self.base in [m.ref for m in self.models[1:]]:
             yield f"{method.name} goes from the first model to the others: put the base {self.base} first, or leave `base` out."
 

@@ -22,6 +22,9 @@ add up to more than 1."""
 DIGITS = 9
 """Digits after the point that a recipe's numbers keep, so that equal merges have equal recipes."""
 
+SEARCHED = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+"""The merge methods that a search can vary so far: every number of theirs has a range above."""
+
 _ALL_KEPT = {"dare_linear": "task_arithmetic", "dare_ties": "ties"}
 """What a random method is once it drops nothing."""
 
@@ -66,6 +69,9 @@ class Space:
         if not self.methods:
             yield f"A search space needs merge methods, got none. Known: {', '.join(sorted(METHODS))}."
         for method in self.methods:
+            if method in METHODS and method not in SEARCHED:
+                yield f"{method} cannot be searched yet, only merged from a recipe. Searched are: {', '.join(SEARCHED)}."
+                continue
             try:
                 Recipe(method=method, models=self.models, base=self.base, dtype=self.dtype, seed=self.seed)
             except RecipeError as error:

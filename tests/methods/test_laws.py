@@ -94,7 +94,7 @@ def test_the_order_of_models_with_their_weights_does_not_matter(merge, density, 
     torch.testing.assert_close(shuffled, run(merge, stack, density), rtol=1e-5, atol=1e-7)
 
 
-@at_densities(UNORDERED)
+@at_densities([m for m in UNORDERED if m.space == "delta" or m.measure is None])  # a mean of directions that cancel has none
 def test_the_order_of_models_does_not_matter_where_coarse_deltas_cancel_exactly(merge, density):
     first, second = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     stack = torch.stack([first, second, -(first + second)])
@@ -272,7 +272,7 @@ def test_merging_commutes_with_positive_scaling(merge, density, factor):
     )
 
 
-@pytest.mark.parametrize("merge", DELTA)
+@pytest.mark.parametrize("merge", [p for p in DELTA if "weight" in p.values[0].parameters])
 @every_shape
 def test_one_model_with_weight_minus_one_is_negated(merge, shape):
     _, _, stack = models_of(merge, shape)
@@ -302,7 +302,7 @@ def test_a_method_stands_in_the_table_under_its_modules_name_with_title_and_pape
 @pytest.mark.parametrize("merge", ALL)
 def test_everything_but_the_stack_is_keyword_only_and_hyperparameters_have_defaults(merge):
     _, *rest = inspect.signature(merge.merge).parameters.values()
-    assert {p.kind for p in rest} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {p.kind for p in rest} <= {inspect.Parameter.KEYWORD_ONLY}
     assert all(p.default is not p.empty for p in rest if p.name not in RESERVED)
 
 

@@ -239,3 +239,94 @@ def test_slerp_of_almost_parallel_models_is_next_to_both_readings():
     stack = torch.stack([first, first + 0.03 * noise])  # |cosine| is about 0.9995, where the formula changes
     expected = slerp_reference(*stack, 0.5)
     np.testing.assert_allclose(METHODS["slerp"](stack, t=0.5), expected, rtol=2e-4, atol=1e-7)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def logarithm(at: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """The tangent vector at one unit vector that leads to another."""
+    flat = to - (at @ to) * at
+    length = np.linalg.norm(flat)
+    return flat * (np.arccos(np.clip(at @ to, -1, 1)) / length) if length > 1e-14 else np.zeros_like(at)
+
+
+def exponential(at: np.ndarray, tangent: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(tangent)
+    return np.cos(length) * at + np.sin(length) * tangent / length if length > 1e-14 else at
+
+
+def some_vectors(count: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=40) + 0.7 * rng.normal(size=(count, 40))) * rng.uniform(0.5, 2, size=(count, 1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_karcher_is_where_the_tangents_to_all_directions_cancel(count: int, seed: int) -> None:
+    vectors = some_vectors(count, seed)
+    merged = METHODS["karcher"](torch.tensor(vectors, dtype=torch.float32), max_iter=100, tol=1e-12).double().numpy()
+    directions = [unit(v) for v in vectors]
+    assert np.linalg.norm(sum(logarithm(unit(merged), d) for d in directions)) < 1e-5
+    assert np.linalg.norm(merged) == pytest.approx(np.mean([np.linalg.norm(v) for v in vectors]), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.2, 0.5, 0.3), (3.0, 1.0, 0.0)])
+def test_multislerp_is_one_step_in_the_tangent_space_at_the_mean_direction(weights: tuple[float, ...]) -> None:
+    vectors, share = some_vectors(3, 0), np.array(weights) / sum(weights)
+    start = unit(sum(w * unit(v) for w, v in zip(share, vectors, strict=True)))
+    step = sum(w * logarithm(start, unit(v)) for w, v in zip(share, vectors, strict=True))
+    expected = exponential(start, step) * (share @ np.linalg.norm(vectors, axis=1))
+    merged = METHODS["multislerp"](torch.tensor(vectors, dtype=torch.float32), weights=list(weights))
+    np.testing.assert_allclose(merged.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 1.0])
+def test_multislerp_of_two_models_of_one_norm_is_slerp_where_they_are_equally_far(t: float) -> None:
+    first, second = torch.eye(2, 8)
+    between = METHODS["slerp"](torch.stack([first, second]), t=0.5)
+    merged = METHODS["multislerp"](torch.stack([first, second]), weights=[0.5, 0.5])
+    torch.testing.assert_close(merged, between)
+
+
+@pytest.mark.parametrize("name", ["karcher", "multislerp"])
+def test_directions_that_cancel_and_tensors_of_zero_have_a_defined_mean(name: str) -> None:
+    vector = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(METHODS[name](torch.stack([vector, -vector])), torch.zeros(30))
+    torch.testing.assert_close(METHODS[name](torch.stack([vector, torch.zeros(30)])), vector)
+    assert torch.equal(METHODS[name](torch.zeros(3, 30)), torch.zeros(30))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_model_stock_is_the_paper_s_ratio_of_the_average(count: int) -> None:
+    deltas = some_vectors(count, 1)
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    cosine = np.mean([unit(deltas[i]) @ unit(deltas[j]) for i, j in pairs])
+    ratio = count * cosine / (1 + (count - 1) * cosine)
+    merged = METHODS["model_stock"](torch.tensor(deltas, dtype=torch.float32))
+    np.testing.assert_allclose(merged.numpy(), ratio * deltas.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_model_stock_of_models_at_right_angles_or_further_apart_is_the_base() -> None:
+    assert torch.equal(METHODS["model_stock"](torch.eye(3, 9)), torch.zeros(9))
+    assert torch.equal(METHODS["model_stock"](torch.stack([torch.ones(9), -torch.ones(9)])), torch.zeros(9))
+
+
+def test_magmax_takes_each_element_from_the_model_that_changed_it_most() -> None:
+    deltas = torch.tensor([[1.0, -3.0, 0.0, 2.0], [-2.0, 1.0, 0.0, -2.0], [0.5, 2.0, 0.0, 1.0]])
+    assert METHODS["magmax"](deltas).tolist() == [-2.0, -3.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize("agreement", [0, 1, 2, 3])
+def test_consensus_keeps_what_enough_tall_masks_keep(threshold: float, agreement: int) -> None:
+    deltas, weights = some_vectors(3, 2), (0.5, 1.0, 0.7)
+    expected = []
+    for column in deltas.T:
+        total = sum(w * d for w, d in zip(weights, column, strict=True))
+        votes = sum(abs(d) > threshold * abs(total - d) for d in column)
+        expected.append(total if votes >= agreement else 0.0)
+    merged = METHODS["consensus"](torch.tensor(deltas), weights=list(weights), threshold=threshold, agreement=agreement)
+    np.testing.assert_allclose(merged.numpy(), expected, rtol=1e-12)
+    assert agreement < 3 or 0 < np.count_nonzero(expected) < len(expected)

@@ -33,7 +33,10 @@ def test_the_base_may_be_given_as_text():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "tise"}, "Unknown merge method 'tise'. Did you mean 'ties'? Known: dare_linear, dare_ties, linear, slerp"),
+        (
+            {"method": "tise"},
+            "Unknown merge method 'tise'. Did you mean 'ties'? Known: consensus, dare_linear, dare_ties, karcher",
+        ),
         ({"method": ["ties"]}, "Unknown merge method ['ties']."),
         ({"models": ()}, "ties merges at least 1 models, got 0."),
         ({"method": "slerp", "parameters": {}, "models": ("a", "b", "c")}, "slerp merges exactly 2 models, got 3."),
@@ -260,6 +263,8 @@ def recipes(draw) -> Recipe:
     def values(per_model):
         names = draw(st.sets(st.sampled_from(sorted(n for n, p in method.parameters.items() if p.per_model or not per_model))))
         kinds = {n: st.floats(0, 1) if n in ("density", "t") else FINITE for n in names}
+        if method.name == "multislerp" and "weight" in names:
+            kinds["weight"] = st.floats(0.5, 2)  # it divides by their sum
         return {n: draw(st.booleans() if n == "normalize" else kinds[n]) for n in names}
 
     least, most = method.models
