@@ -66,6 +66,10 @@ class Checkpoint:
             return self._held[name][start:stop]
         return self.files.read(name, entry, start, entry.elements if stop is None else stop)
 
+    def is_near(self, name: str) -> bool:
+        """Whether a tensor is read from memory or a local disk."""
+        return name in self._held or self.files.is_near(self.index.tensors[name].file)
+
     def hold(self) -> None:
         """Read every tensor into memory once; later reads come from there."""
         names = [name for name in self.index.tensors if name not in self._held]

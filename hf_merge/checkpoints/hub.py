@@ -77,6 +77,10 @@ class HubFiles:
         data = self.read_bytes(entry.file, entry.start + start * width, entry.start + stop * width)
         return torch.frombuffer(data, dtype=entry.dtype) if data else torch.empty(0, dtype=entry.dtype)
 
+    def is_near(self, file: str) -> bool:
+        """Whether a file is in the local cache."""
+        return self._cache(file) is not None
+
     def read_bytes(self, file: str, start: int, stop: int) -> bytearray | mmap.mmap:
         """The bytes [start, stop) of a file; a transfer that breaks goes on where it broke."""
         cached = self._cache(file)

@@ -1,6 +1,7 @@
 """What a merge method is: a pure function, its name and title, and what its signature says."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,11 @@ from hf_merge.tensors.sparsify import PerModel
 BLOCK = 1 << 18
 """Elements of a block. Part of the definition of a merge: random streams and sums are per block of this size."""
 
-RESERVED = frozenset({"rng", "measured", "start"})
+RESERVED = frozenset({"rng", "measured", "start", "shape", "draws"})
 """Arguments that the executor provides; every other keyword-only argument is a hyperparameter."""
+
+WHOLE_MODEL = "whole_model"
+"""A hyperparameter of methods that measure: true makes `measure` fold over all tensors of the model as if they were one."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,22 @@ class Method:
     `merge(stack, *, …)` takes one block of the stacked deltas (`space="delta"`) or weights (`space="weight"`) of the models,
     `(models, b)` float32, and returns `(b,)`. `measure(blocks, n, *, …)`, if there is one, first folds over all blocks of the
     tensor; `merge` gets its result as `measured`. `models` is the least and greatest number of models; `ordered`
-    says that their order matters.
+    says that their order matters. `space="any"` works on deltas if the recipe has a base, else on weights.
+
+    `block` says what a block is: `"elements"`, `BLOCK` of them; `"rows"`, as many whole rows (the last axis) as fit into
+    `BLOCK`, and at least one; `"tensor"`, the whole of it. `merge` and `measure` that ask for `shape` get the tensor's; a
+    `measure` that asks for `draws` gets a function from a block's number to the `rng` that `merge` will have for it.
     """
 
     name: str
     merge: Callable[..., Tensor]
     title: str
     paper: str
-    space: Literal["delta", "weight"] = "delta"
+    space: Literal["delta", "weight", "any"] = "delta"
     measure: Callable[..., Any] | None = None
     models: tuple[int, int | None] = (1, None)
     ordered: bool = False
+    block: Literal["elements", "rows", "tensor"] = "elements"
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -54,12 +63,25 @@ class Method:
             for name, p in inspect.signature(self.merge).parameters.items()
             if p.kind is p.KEYWORD_ONLY and name not in RESERVED
         }
-        return found | ({"scaling": Parameter(1.0, False)} if self.space == "delta" else {})
+        return found | ({"scaling": Parameter(1.0, False)} if self.space != "weight" else {})
 
     @property
     def random(self) -> bool:
         """Whether the result depends on the seed and on the models' names."""
         return "rng" in self._takes
+
+    def deltas(self, base: bool) -> bool:
+        """Whether it works on differences from the base, in a recipe with or without a `base`."""
+        return self.space == "delta" or (self.space == "any" and base)
+
+    def block_size(self, shape: tuple[int, ...]) -> int:
+        """Elements of a block of a tensor of `shape`."""
+        if self.block == "tensor":
+            return max(1, math.prod(shape))
+        if self.block == "rows":
+            row = row_length(shape)
+            return max(1, BLOCK // row) * row
+        return BLOCK
 
     @cached_property
     def _takes(self) -> frozenset[str]:
@@ -69,15 +91,33 @@ class Method:
     def _measure_takes(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.measure).parameters) if self.measure else frozenset()
 
-    def measured(self, blocks: Callable[[], Iterable[Tensor]], n: int, arguments: Mapping[str, Any]) -> Any:
+    def measured(
+        self,
+        blocks: Callable[[], Iterable[Tensor]],
+        n: int,
+        arguments: Mapping[str, Any],
+        *,
+        shape: tuple[int, ...] = (),
+        draws: Callable[[int], Draws] | None = None,
+    ) -> Any:
         """The state that `measure` folds from the blocks of a tensor of `n` elements; None if there is nothing to measure."""
         if self.measure is None:
             return None
-        return self.measure(blocks, n, **{k: v for k, v in arguments.items() if k in self._measure_takes})
+        provided = {**arguments, "shape": shape, "draws": draws}
+        return self.measure(blocks, n, **{k: v for k, v in provided.items() if k in self._measure_takes})
 
-    def merge_block(self, stack: Tensor, arguments: Mapping[str, Any], *, rng: Draws, measured: Any, start: int) -> Tensor:
+    def merge_block(
+        self,
+        stack: Tensor,
+        arguments: Mapping[str, Any],
+        *,
+        rng: Draws,
+        measured: Any,
+        start: int,
+        shape: tuple[int, ...] = (),
+    ) -> Tensor:
         """One block merged: `stack` `(models, b)`, whose first column is element `start` of the tensor, to `(b,)`."""
-        provided = {"rng": rng, "measured": measured, "start": start}
+        provided = {"rng": rng, "measured": measured, "start": start, "shape": shape}
         return self.merge(stack, **arguments, **{k: v for k, v in provided.items() if k in self._takes})
 
     def __call__(
@@ -87,12 +127,25 @@ class Method:
 
         `seed`, the `models`' names and the `tensor`'s name key the random methods. `scaling` is the executor's and not applied.
         """
-        flat = stack.reshape(stack.shape[0], -1)
-        names = models or tuple(str(k) for k in range(len(flat)))
-        starts = range(0, max(flat.shape[1], 1), BLOCK)  # an empty tensor is one empty block
-        state = self.measured(lambda: (flat[:, s : s + BLOCK] for s in starts), flat.shape[1], arguments)
+        shape, flat = tuple(stack.shape[1:]), stack.reshape(stack.shape[0], -1)
+        names, block = models or tuple(str(k) for k in range(len(flat))), self.block_size(shape)
+        starts = range(0, max(flat.shape[1], 1), block)  # an empty tensor is one empty block
+        state = self.measured(
+            lambda: (flat[:, s : s + block] for s in starts),
+            flat.shape[1],
+            arguments,
+            shape=shape,
+            draws=lambda number: Draws(seed, names, tensor, number),
+        )
         merged = torch.empty_like(flat[0])
         for number, s in enumerate(starts):
             rng = Draws(seed, names, tensor, number)
-            merged[s : s + BLOCK] = self.merge_block(flat[:, s : s + BLOCK], arguments, rng=rng, measured=state, start=s)
-        return merged.reshape(stack.shape[1:])
+            merged[s : s + block] = self.merge_block(
+                flat[:, s : s + block], arguments, rng=rng, measured=state, start=s, shape=shape
+            )
+        return merged.reshape(shape)
+
+
+def row_length(shape: tuple[int, ...]) -> int:
+    """Elements of a row: the last axis; a vector is one row."""
+    return max(1, shape[-1]) if shape else 1
