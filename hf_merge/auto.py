@@ -18,7 +18,7 @@ from hf_merge.checkpoints.checkpoint import Checkpoint, hub_api
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
-from hf_merge.merging.align import known_config
+from hf_merge.merging.architecture import known_config
 from hf_merge.merging.live import LiveModel, load_tokenizer
 from hf_merge.merging.plan import plan
 from hf_merge.model_ref import ModelRef

@@ -18,9 +18,10 @@ from hf_merge.checkpoints.companions import companion_files
 from hf_merge.checkpoints.index import INDEX
 from hf_merge.checkpoints.writer import Shard, index_json
 from hf_merge.errors import MergeError, RecipeError
-from hf_merge.merging.align import auto_class
+from hf_merge.merging.architecture import auto_class
 from hf_merge.merging.execute import execute
 from hf_merge.merging.plan import MergePlan, open_inputs, plan
+from hf_merge.merging.verify import has_the_primarys_layout, verify
 from hf_merge.publishing.card import RECIPE_FILE, render
 from hf_merge.publishing.facts import CardFacts
 from hf_merge.publishing.license import licenses_of
@@ -47,9 +48,11 @@ def check(recipe: Recipe | Path | str, *, token: str | bool | None = None) -> Me
     """What a merge would read, merge and write, from headers and configs alone. `print` it.
 
     `recipe` may be a `Recipe` or the path of a YAML file. Raises `RecipeError`, `CheckpointError` or `MergeError` with every
-    mismatch between the models.
+    mismatch between the models, or if transformers could not load the result.
     """
-    return _plan(_recipe(recipe), hub_api(token), "5GB")
+    compiled = _plan(_recipe(recipe), hub_api(token), "5GB")
+    verify(compiled)
+    return compiled
 
 
 def merge(
@@ -78,6 +81,8 @@ def merge(
     if push_to is not None:
         push_to = check_writable(push_to, api, private=private)
     compiled = _plan(found, api, max_shard_size)
+    if not has_the_primarys_layout(compiled):
+        verify(compiled)
     name = push_to or Path(str(out)).expanduser().resolve().name
     # A folder of one's own is not a publication: there the card says what the licenses ask, and refuses nothing.
     consent = consent or push_to is None
@@ -130,7 +135,7 @@ def merge_to_hub(
 
 def result_files(compiled: MergePlan) -> dict[str, bytes]:
     """The small files of a result: companions of the primary model, the shards' index, the pinned recipe."""
-    found = companion_files(compiled.primary, compiled.dtype)
+    found = companion_files(compiled.primary, compiled.dtype, compiled.config)
     index = index_json(list(compiled.shards))
     return found | ({INDEX: index} if index else {}) | {RECIPE_FILE: yaml.dumps(compiled.recipe).encode()}
 

@@ -8,8 +8,9 @@ from huggingface_hub import HfApi, is_offline_mode
 from torch import Tensor
 
 from hf_merge.checkpoints.hub import HubFiles, resolve, snapshot
-from hf_merge.checkpoints.index import CheckpointIndex, parse_json, read_index
+from hf_merge.checkpoints.index import INDEX, SINGLE, CheckpointIndex, parse_json, read_index
 from hf_merge.checkpoints.local import LocalFiles
+from hf_merge.checkpoints.pickles import Pickles, has_pickles
 from hf_merge.errors import RecipeError
 from hf_merge.model_ref import ModelRef
 from hf_merge.version import __version__
@@ -31,10 +32,11 @@ def hub_api(token: str | bool | None = None, endpoint: str | None = None) -> HfA
 class Checkpoint:
     """A model's tensors and small files, pinned to one commit when it is opened: nothing that is pushed later is mixed in.
 
-    Raises `CheckpointError` if the model cannot be found, now, or read, later.
+    `pickles` allows weights that are only pickled (`Pickles`). Raises `CheckpointError` if the model cannot be found, now, or
+    read, later.
     """
 
-    def __init__(self, ref: ModelRef, api: HfApi | None = None) -> None:
+    def __init__(self, ref: ModelRef, api: HfApi | None = None, *, pickles: bool = False) -> None:
         self.api = api = api or hub_api()
         self.files: LocalFiles | HubFiles
         if ref.is_local:
@@ -48,11 +50,18 @@ class Checkpoint:
         self.ref = ref.pinned(self.commit)
         self.label = self.files.label
         self._held: dict[str, Tensor] = {}
+        self._allow_pickles = pickles
+
+    @cached_property
+    def _pickles(self) -> Pickles | None:
+        """The reader of a model whose weights are only pickled, where that is allowed."""
+        safe = SINGLE in self.files.sizes or INDEX in self.files.sizes
+        return Pickles(self.files) if self._allow_pickles and not safe and has_pickles(self.files) else None
 
     @cached_property
     def index(self) -> CheckpointIndex:
         """Every tensor, from the headers alone."""
-        return read_index(self.files)
+        return read_index(self.files) if self._pickles is None else self._pickles.index
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -64,7 +73,8 @@ class Checkpoint:
         entry = self.index.tensors[name]
         if name in self._held:
             return self._held[name][start:stop]
-        return self.files.read(name, entry, start, entry.elements if stop is None else stop)
+        reader = self.files if self._pickles is None else self._pickles
+        return reader.read(name, entry, start, entry.elements if stop is None else stop)
 
     def is_near(self, name: str) -> bool:
         """Whether a tensor is read from memory or a local disk."""

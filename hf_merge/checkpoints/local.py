@@ -1,13 +1,13 @@
 """A model in a local folder."""
 
+import os
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_merge.checkpoints.index import TensorEntry
@@ -15,13 +15,17 @@ from hf_merge.errors import CheckpointError
 
 
 class LocalFiles:
-    """The files of a folder; tensors are views of memory-mapped shards, read when they are used."""
+    """The files of a folder. Shards that were read from stay open as long as this object lives.
+
+    Tensors are read into memory of their own: pages of a mapped file would count as the process's and be slower to come by.
+    """
 
     def __init__(self, folder: Path, label: str | None = None) -> None:
         self.folder = folder.expanduser()
         self.label = label or str(folder)
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, int] = {}
         self._lock = Lock()
+        weakref.finalize(self, _close, self._open)
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.label} is not a folder. Give the path of a saved model, or a Hub id.")
 
@@ -48,11 +52,30 @@ class LocalFiles:
 
     def read(self, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, flat, in its own dtype."""
-        try:
-            with self._lock:
-                if entry.file not in self._open:
-                    self._open[entry.file] = safe_open(str(self.folder / entry.file), framework="pt")
-            tensor: Tensor = self._open[entry.file].get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.label}: {entry.file} cannot be read: {error}") from error
-        return tensor.reshape(-1)[start:stop] if tensor.numel() else torch.empty(0, dtype=entry.dtype)
+        values = torch.empty(stop - start, dtype=entry.dtype)
+        if stop > start:
+            view, position = values.view(torch.uint8).numpy().data, entry.start + start * entry.dtype.itemsize
+            try:
+                file = self._opened(entry.file)
+                while view and (got := os.preadv(file, [view], position)):
+                    view, position = view[got:], position + got
+            except OSError as error:
+                raise CheckpointError(f"{self.label}: {entry.file} cannot be read: {error}") from error
+            if view:
+                raise CheckpointError(f"{self.label}: {entry.file} ends at byte {position}, expected {position + len(view)}.")
+        return values
+
+    def _opened(self, file: str) -> int:
+        with self._lock:
+            if file not in self._open:
+                self._open[file] = os.open(self.folder / file, os.O_RDONLY)
+                size = os.fstat(self._open[file]).st_size
+                if size != self.sizes.get(file):
+                    os.close(self._open.pop(file))
+                    raise OSError(f"it has {size} bytes, and had {self.sizes.get(file)} when its header was read")
+            return self._open[file]
+
+
+def _close(opened: dict[str, int]) -> None:
+    for file in opened.values():
+        os.close(file)

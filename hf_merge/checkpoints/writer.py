@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from hf_merge.checkpoints.index import DTYPES
 from hf_merge.errors import RecipeError
 
+PATTERN = "model{suffix}.safetensors"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -63,10 +64,11 @@ def plan_shards(tensors: Mapping[str, TensorSpec], max_shard_size: int | str = "
     A tensor larger than that has a shard of its own. Names are the Hub's: `model.safetensors`, or
     `model-00001-of-0000N.safetensors`. Raises `RecipeError` for a size that is none.
     """
-    empty = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in tensors.items()}
     size = int(max_shard_size) if str(max_shard_size).isdecimal() else max_shard_size
     try:
-        split = split_torch_state_dict_into_shards(empty, max_shard_size=size)
+        split = split_state_dict_into_shards_factory(
+            dict(tensors), get_storage_size=lambda spec: spec.nbytes, filename_pattern=PATTERN, max_shard_size=size
+        )
     except ValueError as error:
         raise RecipeError(f"max_shard_size is a size such as 5GB, 500MB or a number of bytes, got {size!r}.") from error
     return [Shard(file, {n: tensors[n] for n in names}) for file, names in split.filename_to_tensors.items()]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from hf_merge.demo.data import SPLITS, PackageFile, Row, normalized, read_parquet, split, write_parquet
 from hf_merge.errors import HfMergeError, unknown
-from hf_merge.merging.live import without_bars
+from hf_merge.merging.architecture import without_bars
 
 Data = Mapping[str, Mapping[str, list[Row]]]
 """The rows of a family: task name -> split name -> rows."""

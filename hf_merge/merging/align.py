@@ -1,148 +1,143 @@
 """Whether models fit each other, from headers, configs and tokenizers alone; and which tensor of one is which of another."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import transformers
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
-
 from hf_merge.checkpoints.checkpoint import Checkpoint
+from hf_merge.checkpoints.tensors import tensors
 from hf_merge.errors import CheckpointError, MergeError
+from hf_merge.merging.architecture import tied_names
 
 _SAME_CONFIG = ("num_attention_heads", "num_key_value_heads", "hidden_act", "position_embedding_type")
-_AUTO_CLASSES = (
-    ("AutoModelForCausalLM", "text-generation", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    ("AutoModelForSeq2SeqLM", None, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
-    (
-        "AutoModelForSequenceClassification",
-        "text-classification",
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    ),
-    ("AutoModelForTokenClassification", "token-classification", modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
-    ("AutoModelForMaskedLM", "fill-mask", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    ("AutoModelForImageClassification", "image-classification", modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """For every tensor of the result, in order, its name in each checkpoint (`inputs`' order); empty where an integer buffer
-    is missing."""
+    """For every tensor of the result, in order, its name in each checkpoint (`inputs`' order); empty where it has none."""
 
     tensors: Mapping[str, tuple[str, ...]]
 
 
-def align(inputs: Sequence[Checkpoint]) -> Alignment:
+def align(inputs: Sequence[Checkpoint], private: str = "refuse", vocabularies: bool = True) -> Alignment:
     """Match every model's tensors to those of the first one, the primary.
 
     Raises `MergeError` that lists every mismatch: architecture, missing and surplus tensors, shapes, kinds of dtype,
-    vocabulary, labels, quantized weights. Nothing but headers and small files is read. Tied copies (which a checkpoint may
-    or may not hold) are one tensor.
+    vocabulary (unless `vocabularies` is false), labels; `CheckpointError` for weights in codes. Nothing but headers and small files is read. Tied
+    copies (which a checkpoint may or may not hold) are one tensor. Names that differ by a first part ("bert.") are matched.
+
+    With a policy for `private` tensors other than "refuse", what only some models have (heads, buffers) is no mismatch: "drop"
+    leaves it out, "base" keeps what the primary has of it, "owner" what any model has. Other shapes are private, too.
     """
-    primary = inputs[0]
-    ties = [tied_names(checkpoint) for checkpoint in inputs]
-    names = {_canonical(name, primary, ties[0]): None for name in primary.index.tensors}
-    problems = [f"{checkpoint.label}: {problem}" for checkpoint in inputs for problem in _quantized(checkpoint.config)]
-    for checkpoint, tied in zip(inputs[1:], ties[1:], strict=True):
+    primary, open_heads = inputs[0], private != "refuse"
+    _refuse_unreadable(inputs)
+    ties = _all_ties(inputs)
+    names = {_canonical(name, primary, ties[0]): None for name in tensors(primary)}
+    lookup = [_lookup(c, tied, primary, ties[0]) for c, tied in zip(inputs, ties, strict=True)]
+    problems = []
+    for checkpoint, tied, own in zip(inputs[1:], ties[1:], lookup[1:], strict=True):
         found = [
-            *_config_problems(primary, checkpoint),
-            *_vocabulary_problems(primary, checkpoint),
-            *_tensor_problems(list(names), primary, ties[0], checkpoint, tied),
+            *_config_problems(primary, checkpoint, open_heads),
+            *(_vocabulary_problems(primary, checkpoint) if vocabularies else ()),
+            *(() if open_heads else _tensor_problems(list(names), primary, ties[0], checkpoint, tied, own, vocabularies)),
         ]
         problems += [f"{checkpoint.label}: {problem}" for problem in found]
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         number = f"{len(problems)} mismatch{'es' if len(problems) > 1 else ''}"
         raise MergeError(f"The models do not fit {primary.label}, {number}:{listed}")
-    lookup = [_lookup(checkpoint, tied) for checkpoint, tied in zip(inputs, ties, strict=True)]
-    return Alignment({name: tuple(own.get(name, "") for own in lookup) for name in names})
+    if not open_heads:
+        return Alignment({name: tuple(own.get(name, "") for own in lookup) for name in names})
+    return Alignment(dict(_with_private(names, inputs, lookup, private)))
 
 
-def model_class(config: Mapping[str, Any]) -> type[Any] | None:
-    """The transformers class that a config names in `architectures`; None for one that transformers does not know."""
-    found = getattr(transformers, str((config.get("architectures") or [""])[0]), None)
-    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+def _with_private(
+    names: Iterable[str], inputs: Sequence[Checkpoint], lookup: Sequence[Mapping[str, str]], private: str
+) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """The tensors that all models have in one shape, and of the others those that the policy keeps, each with one owner."""
+    every = list(names)
+    if private == "owner":
+        every += [name for own in lookup[1:] for name in own if own[name] == name or name not in own.values()]
+    for name in dict.fromkeys(every):
+        places = tuple(own.get(name, "") for own in lookup)
+        found = [tensors(c)[place] for c, place in zip(inputs, places, strict=True) if place]
+        if len(found) == len(inputs) and len({(entry.shape, entry.dtype.is_floating_point) for entry in found}) == 1:
+            yield name, places
+        elif private != "drop" and (places[0] or private == "owner"):
+            owner = next(i for i, place in enumerate(places) if place)
+            yield name, tuple(place if i == owner else "" for i, place in enumerate(places))
 
 
-def model_config(checkpoint: Checkpoint) -> PretrainedConfig | None:
-    """The transformers config object of a checkpoint; None for a model type that transformers does not know.
-
-    Raises `CheckpointError` for a config that it refuses.
-    """
-    kind = str(checkpoint.config.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        return None
-    with _refused(checkpoint):
-        return CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
+def _all_ties(inputs: Sequence[Checkpoint]) -> list[dict[str, str]]:
+    """Each model's tied tensors; transformers is asked only where there may be some that matter."""
+    same = all(tensors(c).keys() == tensors(inputs[0]).keys() for c in inputs)
+    if same and not any(_has_copies(checkpoint) for checkpoint in inputs):
+        return [{} for _ in inputs]
+    return [tied_names(checkpoint) for checkpoint in inputs]
 
 
-def known_config(checkpoint: Checkpoint) -> PretrainedConfig:
-    """The transformers config of a checkpoint. Raises `MergeError` if transformers does not know its model type."""
-    config = model_config(checkpoint)
-    if config is None:
-        raise MergeError(
-            f"{checkpoint.label}: transformers has no model for model_type {checkpoint.config.get('model_type')!r}, "
-            "so it can be merged by tensor names but not evaluated."
-        )
-    return config
-
-
-def tied_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Tied tensors by name, each with the one it is a copy of, as transformers ties them under the checkpoint's config."""
-    config, cls = model_config(checkpoint), model_class(checkpoint.config)
-    if config is None or cls is None:
-        return {}
-    with _refused(checkpoint), torch.device("meta"):
-        model = cls(config)
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-@contextmanager
-def _refused(checkpoint: Checkpoint) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # what transformers' own classes raise on a strange config is anything
-        name = (checkpoint.config.get("architectures") or ["model"])[0]
-        raise CheckpointError(f"{checkpoint.label}: transformers cannot make a {name} of config.json: {error}") from error
+def _has_copies(checkpoint: Checkpoint) -> bool:
+    """Whether two of its tensors may be the same one: as large as the vocabulary, of one shape, and not said to be untied."""
+    size = checkpoint.config.get("vocab_size")
+    shapes = Counter(e.shape for e in tensors(checkpoint).values() if e.shape and e.shape[0] == size)
+    return checkpoint.config.get("tie_word_embeddings") is not False and any(times > 1 for times in shapes.values())
 
 
 def _canonical(name: str, checkpoint: Checkpoint, tied: Mapping[str, str]) -> str:
     source = tied.get(name)
-    return source if source is not None and source in checkpoint.index.tensors else name
+    return source if source is not None and source in tensors(checkpoint) else name
 
 
-def _lookup(checkpoint: Checkpoint, tied: Mapping[str, str]) -> dict[str, str]:
-    """Name in the checkpoint by each name it answers to: its own, and those that are tied to it but not stored."""
-    own = {name: name for name in checkpoint.index.tensors}
+def _lookup(
+    checkpoint: Checkpoint, tied: Mapping[str, str], primary: Checkpoint, primary_tied: Mapping[str, str]
+) -> dict[str, str]:
+    """Name in the checkpoint by each name it answers to: its own as the primary would write it, and those that are tied to
+    it but not stored."""
+    own = {name: name for name in tensors(checkpoint)}
     for copy, source in tied.items():
         if source in own:
             own[copy] = source
         elif copy in own:
             own[source] = own[copy]
-    return own
+    wanted = {*tensors(primary), *primary_tied}
+    if checkpoint is primary or wanted <= own.keys():
+        return own
+    best = max([own, *_renamed(own, wanted)], key=lambda names: len(wanted & names.keys()))
+    return best
 
 
-def _quantized(config: Mapping[str, Any]) -> Iterable[str]:
-    if settings := config.get("quantization_config"):
-        kind = settings.get("quant_method", "?") if isinstance(settings, Mapping) else "?"
-        yield f"its weights are quantized ({kind}), and numbers in codes cannot be merged: take the model it was made from."
+def _renamed(own: Mapping[str, str], wanted: Iterable[str]) -> Iterable[dict[str, str]]:
+    """The names with one more first part, or one less: a model with a head and the same one without write them so."""
+    for first in {name.partition(".")[0] for name in wanted}:
+        yield {f"{first}.{name}": place for name, place in own.items()} | dict(own)
+    for first in {name.partition(".")[0] for name in own}:
+        yield {name.removeprefix(f"{first}."): place for name, place in own.items()} | dict(own)
 
 
-def _config_problems(primary: Checkpoint, other: Checkpoint) -> Iterable[str]:
+def _refuse_unreadable(inputs: Sequence[Checkpoint]) -> None:
+    """Quantized checkpoints that are not numbers, all of them at once."""
+    problems = []
+    for checkpoint in inputs:
+        try:
+            tensors(checkpoint)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+
+
+def _config_problems(primary: Checkpoint, other: Checkpoint, open_heads: bool) -> Iterable[str]:
     a, b = primary.config, other.config
-    for key in ("model_type", "architectures"):
+    for key in ("model_type",) if open_heads else ("model_type", "architectures"):
         if a.get(key) and b.get(key) and a[key] != b[key]:
             yield f"another architecture: {key} is {b[key]!r}, {primary.label} has {a[key]!r}."
     for key in _SAME_CONFIG:
         if key in a and key in b and a[key] != b[key]:
             yield f"{key} is {b[key]!r} in config.json, {primary.label} has {a[key]!r}."
     labels = [_labels(config) for config in (a, b)]
-    if labels[0] and labels[1] and labels[0] != labels[1]:
+    if not open_heads and labels[0] and labels[1] and labels[0] != labels[1]:
         yield f"its classes are {labels[1]}, those of {primary.label} are {labels[0]}: the heads mean different things."
 
 
@@ -155,23 +150,30 @@ def _labels(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def _tensor_problems(
-    names: list[str], primary: Checkpoint, primary_tied: Mapping[str, str], other: Checkpoint, tied: Mapping[str, str]
+    names: list[str],
+    primary: Checkpoint,
+    primary_tied: Mapping[str, str],
+    other: Checkpoint,
+    tied: Mapping[str, str],
+    own: Mapping[str, str],
+    vocabularies: bool,
 ) -> Iterable[str]:
-    own = _lookup(other, tied)
     for name in names:
-        wanted = primary.index.tensors[name]
+        wanted = tensors(primary)[name]
         if name not in own:
             if wanted.dtype.is_floating_point:
                 yield f"tensor {name!r} is missing."
             continue
-        entry = other.index.tensors[own[name]]
-        if entry.shape != wanted.shape:
+        entry = tensors(other)[own[name]]
+        # With another vocabulary the first axis of what is as large as it may differ: its rows are matched by token.
+        rows_only = not vocabularies and entry.shape[1:] == wanted.shape[1:]
+        if entry.shape != wanted.shape and not rows_only:
             rows = " (another vocabulary?)" if entry.shape[1:] == wanted.shape[1:] and len(entry.shape) > 1 else ""
             yield f"{name!r} has shape {list(entry.shape)}, {primary.label} has {list(wanted.shape)}{rows}."
         elif entry.dtype.is_floating_point != wanted.dtype.is_floating_point:
             yield f"{name!r} is {entry.dtype}, in {primary.label} {wanted.dtype}."
     taken = {own[name] for name in names if name in own}
-    for name, entry in other.index.tensors.items():
+    for name, entry in tensors(other).items():
         # Integer buffers (position_ids and the like) are made by the model's class; a stored tied copy equals its source.
         if name not in taken and name not in tied and entry.dtype.is_floating_point:
             tie = f", where it is tied to {primary_tied[name]!r}" if name in primary_tied else ""
@@ -216,12 +218,3 @@ def _vocabulary_difference(first: Mapping[str, int], second: Mapping[str, int], 
             f"another vocabulary: {len(differing)} tokens differ from {primary.label}'s {len(first)} "
             f"({shown}{', …' if len(differing) > 3 else ''}). Merged embeddings would mix up tokens."
         )
-
-
-def auto_class(config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The Auto class that loads a model of this config, and its pipeline tag on the Hub if it has one."""
-    name = str((config.get("architectures") or [""])[0])
-    for class_name, tag, mapping in _AUTO_CLASSES:
-        if any(name in ((known,) if isinstance(known, str) else known) for known in mapping.values()):
-            return class_name, tag
-    return "AutoModel", None

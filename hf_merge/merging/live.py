@@ -1,19 +1,18 @@
 """A model in memory whose parameters take a new recipe in place: no disk, no reload."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.errors import MergeError
-from hf_merge.merging.align import align, known_config, model_class
-from hf_merge.merging.execute import Piece, merge_piece, one_torch_thread
+from hf_merge.merging.align import align
+from hf_merge.merging.architecture import known_config, model_class, without_bars
+from hf_merge.merging.execute import Merger, merge_tensor, one_torch_thread
 from hf_merge.merging.plan import MergePlan, Opened, plan
 from hf_merge.recipes.recipe import Recipe
 
@@ -50,12 +49,9 @@ class LiveModel:
 
     def _merge(self, recipe: Recipe) -> tuple[MergePlan, dict[str, Tensor]]:
         compiled = plan(recipe, self._opened, align=self._align)
-        merged = {}
+        merger = Merger(compiled, self.device)
         with one_torch_thread():
-            for name, job in compiled.jobs.items():
-                sources = [compiled.inputs[i].read(source) for i, source in job.sources]
-                merged[name] = merge_piece(compiled, Piece(job, 0, job.elements), sources, self.device).reshape(job.spec.shape)
-        return compiled, merged
+            return compiled, {name: merge_tensor(merger, job) for name, job in compiled.jobs.items()}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -67,18 +63,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise MergeError(f"{checkpoint.label} has no tokenizer that transformers can load: {error}") from error
     return tokenizer
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """No bars of transformers for loading and saving what takes milliseconds: they would bury our own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _fetch(opened: Opened) -> None:

@@ -1,16 +1,48 @@
 """Random drop and rescale, then a weighted sum."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import weighted_sum
 from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import PerModel, drop, per_model
+from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model
+from hf_merge.tensors.weighting import drop_chances, l1_gains, shares
 
 
-def dare_linear(deltas: Tensor, *, weights: PerModel = 1.0, density: PerModel = 0.5, rng: Draws) -> Tensor:
-    """Σ_k w_k (m_k ⊙ δ_k) / density, m_k ~ Bernoulli(density) (arXiv:2311.03099, section 3)."""
-    return weighted_sum(drop(deltas, density, rng), per_model(weights, deltas))
+def measure(
+    blocks: Blocks, n: int, density: PerModel = 0.5, match_l1: bool = False, *, draws: Callable[[int], Draws]
+) -> Tensor | None:
+    """What each model's dropped tensor is multiplied with to have the L1 norm of its delta."""
+    if not match_l1:
+        return None
+    return l1_gains(blocks, lambda number, _, block: drop(block, density, draws(number)) * drop_chances(density, block))
 
 
-METHOD = Method(name="dare_linear", merge=dare_linear, title="DARE linear", paper="arXiv:2311.03099")
+def dare_linear(
+    deltas: Tensor,
+    *,
+    weights: PerModel = 1.0,
+    density: PerModel = 0.5,
+    rescale: bool = True,
+    match_l1: bool = False,
+    normalize: bool = False,
+    rng: Draws,
+    measured: Tensor | None,
+) -> Tensor:
+    """Σ_k w_k (m_k ⊙ δ_k) / density, m_k ~ Bernoulli(density) (arXiv:2311.03099, section 3).
+
+    Without `rescale` nothing is divided by the density; `normalize` divides the sum by Σ_k w_k (unless that is next to 0).
+    mergekit instead multiplies what stays so that each tensor keeps its L1 norm (`match_l1`; not where a norm is below 1e-7),
+    and keeps everything (`density` 1) unless told otherwise.
+    """
+    dropped = drop(deltas, density, rng)
+    if measured is not None:
+        dropped *= per_model(measured, deltas) * drop_chances(density, deltas)
+    elif not rescale:
+        dropped *= drop_chances(density, deltas)
+    return weighted_sum(dropped, shares(per_model(weights, deltas), normalize))
+
+
+METHOD = Method(name="dare_linear", merge=dare_linear, measure=measure, title="DARE linear", paper="arXiv:2311.03099")

@@ -1,18 +1,47 @@
 """Random drop and rescale, then sign election and disjoint merge."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import disjoint
 from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import PerModel, drop, per_model
+from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model
+from hf_merge.tensors.weighting import drop_chances, l1_gains
+
+
+def measure(
+    blocks: Blocks, n: int, density: PerModel = 0.5, match_l1: bool = False, *, draws: Callable[[int], Draws]
+) -> Tensor | None:
+    """What each model's dropped tensor is multiplied with to have the L1 norm of its delta."""
+    if not match_l1:
+        return None
+    return l1_gains(blocks, lambda number, _, block: drop(block, density, draws(number)) * drop_chances(density, block))
 
 
 def dare_ties(
-    deltas: Tensor, *, weights: PerModel = 1.0, density: PerModel = 0.5, normalize: bool = True, rng: Draws
+    deltas: Tensor,
+    *,
+    weights: PerModel = 1.0,
+    density: PerModel = 0.5,
+    rescale: bool = True,
+    match_l1: bool = False,
+    normalize: bool = True,
+    rng: Draws,
+    measured: Tensor | None,
 ) -> Tensor:
-    """DARE's drop and rescale in place of the trim of TIES (arXiv:2311.03099, section 3; arXiv:2306.01708, section 4)."""
-    return disjoint(drop(deltas, density, rng), per_model(weights, deltas), normalize)
+    """DARE's drop and rescale in place of the trim of TIES (arXiv:2311.03099, section 3; arXiv:2306.01708, section 4).
+
+    See `dare_linear` for `rescale` and `match_l1`, which is mergekit's reading, and `disjoint` for `normalize`, which
+    mergekit has off, with `density` 1, unless told otherwise.
+    """
+    dropped = drop(deltas, density, rng)
+    if measured is not None:
+        dropped *= per_model(measured, deltas) * drop_chances(density, deltas)
+    elif not rescale:
+        dropped *= drop_chances(density, deltas)
+    return disjoint(dropped, per_model(weights, deltas), normalize)
 
 
-METHOD = Method(name="dare_ties", merge=dare_ties, title="DARE TIES", paper="arXiv:2311.03099")
+METHOD = Method(name="dare_ties", merge=dare_ties, measure=measure, title="DARE TIES", paper="arXiv:2311.03099")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,7 +27,14 @@ class Draws:
 
     def uniform(self, model: int, count: int) -> Tensor:
         """`count` integers, uniform in [0, STEPS), int32 on the CPU, of the stream of the `model`-th model."""
+        return torch.from_numpy(self._raw(model, count).astype(np.int32))
+
+    def below(self, model: int, count: int, steps: int) -> Tensor:
+        """Which of these `count` integers are below `steps` in [0, STEPS]: 1 or 0, uint8 on the CPU."""
+        raw = self._raw(model, count)
+        return torch.from_numpy((raw < steps if steps < STEPS else np.ones_like(raw, bool)).view(np.uint8))
+
+    def _raw(self, model: int, count: int) -> npt.NDArray[np.uint16]:
         key = f"{self.seed}\0{self.models[model]}\0{self.tensor}\0{self.block}".encode()
         bits = np.random.SFC64(int.from_bytes(blake2b(key, digest_size=16).digest(), "little"))
-        raw = bits.random_raw((count + 3) // 4).astype("<u8", copy=False)
-        return torch.from_numpy(raw.view("<u2")[:count].astype(np.int32))
+        return bits.random_raw((count + 3) // 4).astype("<u8", copy=False).view("<u2")[:count]

@@ -4,8 +4,10 @@ Deltas are `(models, n)` float32: one flattened tensor, or one block of it, for 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,7 +19,15 @@ PerModel = float | Tensor
 Blocks = Callable[[], Iterable[Tensor]]
 """Gives the blocks `(models, b)` of a tensor in order, anew at each call."""
 
-_MAGNITUDE = 0x7FFFFFFF
+Bits = npt.NDArray[np.uint32]
+"""float32 bit patterns without the sign: as integers they order as the magnitudes do."""
+
+MARGIN = 0.02
+"""How far off a cut guessed on the first block may be, as a fraction of the elements."""
+GATHERED = 1 << 20
+"""Magnitudes around the guess that may be gathered for each model, 8 bytes each."""
+
+_MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
 _HIGH_BINS, _LOW_BINS = 1 << 15, 1 << 16
 
 
@@ -47,79 +57,161 @@ class Cutoffs:
 def cutoffs(blocks: Blocks, density: Sequence[float], n: int) -> Cutoffs:
     """The cutoffs that keep `kept(density, n)` largest magnitudes of each model's `n` elements.
 
-    A radix selection on the bits, 15 and then 16 of them: linear in n, exact, and with a fixed amount of memory.
+    Exact, linear in n and in a fixed amount of memory: in one pass over the blocks where a guess on the first of them was near
+    and few magnitudes are close to it, else by radix selection in two or three more.
     """
-    counts = [kept(d, n) for d in density]
-    high = _histogram(blocks, len(counts), lambda bits: bits >> 16, _HIGH_BINS)
-    tops = [_bin_from_top(h, c) for h, c in zip(high, counts, strict=True)]
-    prefix = torch.tensor([top for top, _ in tops]).reshape(-1, 1)
-    low = _histogram(blocks, len(counts), lambda bits: bits & 0xFFFF, _LOW_BINS, prefix)
-    lows = [_bin_from_top(h, c - above) for h, c, (_, above) in zip(low, counts, tops, strict=True)]
-    bits = [(top << 16) | bottom for (top, _), (bottom, _) in zip(tops, lows, strict=True)]
-    need = [c - above - over for c, (_, above), (_, over) in zip(counts, tops, lows, strict=True)]
-    equal = [int(h[bottom]) for h, (bottom, _) in zip(low, lows, strict=True)]
-    last = _last_equal(blocks, bits, need, equal, n)
+    counts = {model: kept(d, n) for model, d in enumerate(density) if kept(d, n)}
+    found = _near_a_guess(blocks, counts, n)
+    found |= _by_radix(blocks, {model: count for model, count in counts.items() if model not in found}, n)
+    bits, last = zip(*(found.get(model, (_INFINITY, -1)) for model in range(len(density))), strict=True)
     return Cutoffs(torch.tensor(bits, dtype=torch.int32).reshape(-1, 1), torch.tensor(last).reshape(-1, 1))
 
 
 def trim(deltas: Tensor, cut: Cutoffs, start: int = 0) -> Tensor:
     """`deltas` `(models, b)`, whose first column is element `start` of the tensor, with what is cut set to zero."""
     trimmed = torch.empty_like(deltas)
-    thresholds = cut.bits.view(torch.float32)[:, 0].tolist()
-    for row, threshold, last, out in zip(deltas, thresholds, cut.last[:, 0].tolist(), trimmed, strict=True):
-        magnitude = row.abs()
-        keep = magnitude > threshold
-        early = slice(0, max(0, last + 1 - start))
-        keep[early] |= magnitude[early] == threshold
-        torch.mul(row, keep, out=out)
+    thresholds = torch.cat([cut.bits - 1, cut.bits], dim=1)
+    below = torch.where(thresholds < 0, -1.0, thresholds.view(torch.float32)).tolist()
+    for row, (under, at), last, out in zip(deltas, below, cut.last[:, 0].tolist(), trimmed, strict=True):
+        split = max(0, last + 1 - start)
+        # Zeroes what is not above its second argument: the cut itself, or the float before it.
+        torch.hardshrink(row[:split], under, out=out[:split])
+        torch.hardshrink(row[split:], at, out=out[split:])
     return trimmed
 
 
 def drop(deltas: Tensor, density: PerModel, rng: Draws) -> Tensor:
     """DARE's drop and rescale: each element stays with probability `density` and is divided by it (arXiv:2311.03099, eq. 3)."""
-    kept_deltas = torch.zeros_like(deltas)
-    for model, chance in enumerate(per_model(density, deltas)[:, 0].tolist()):
+    kept_deltas = torch.empty_like(deltas)
+    chances = per_model(density, deltas)[:, 0].tolist()
+    for model, (chance, row, out) in enumerate(zip(chances, deltas, kept_deltas, strict=True)):
         steps = min(STEPS, max(1, round(chance * STEPS))) if chance > 0 else 0
-        if steps:
-            mask = rng.uniform(model, deltas.shape[1]).to(deltas.device) < steps
-            torch.mul(deltas[model], mask, out=kept_deltas[model]).mul_(STEPS / steps)
+        if 0 < steps < STEPS:
+            # Numbers to multiply with: masks of booleans are several times slower.
+            out.copy_(rng.below(model, deltas.shape[1], steps)).mul_(row).mul_(STEPS / steps)
+        elif steps:
+            out.copy_(row)
+        else:
+            out.zero_()
     return kept_deltas
 
 
-def _histogram(
-    blocks: Blocks, models: int, digit: Callable[[Tensor], Tensor], bins: int, prefix: Tensor | None = None
-) -> list[Tensor]:
-    totals = [torch.zeros(bins, dtype=torch.int64) for _ in range(models)]
-    for block in blocks():
-        bits = block.view(torch.int32) & _MAGNITUDE
-        for model, row in enumerate(bits):
-            if prefix is not None:
-                row = row[(row >> 16) == int(prefix[model])]
-            totals[model] += torch.bincount(digit(row), minlength=bins).cpu()
-    return totals
+@dataclass
+class _Window:
+    """The magnitudes of one model from `low` to `high`, as they are gathered, and how many lie above."""
+
+    low: int
+    high: int
+    above: int = 0
+    size: int = 0
+    gathered: list[tuple[int, npt.NDArray[np.int32], Bits]] = field(default_factory=list)
+
+    def add(self, row: Bits, start: int) -> None:
+        """Gather from a block that begins at element `start`."""
+        upper = row > self.high
+        places = np.flatnonzero((row >= self.low) ^ upper)
+        self.above += int(np.count_nonzero(upper))
+        self.size += len(places)
+        self.gathered.append((start, places.astype(np.int32), row[places]))
+
+    def cut(self, count: int, n: int) -> tuple[int, int] | None:
+        """Bits and last index of the cut that keeps `count`; None if it lies outside of the window."""
+        need = count - self.above
+        if need < 1:
+            return None
+        if need > self.size:
+            return (0, n) if self.low <= 1 else None
+        values = np.concatenate([values for _, _, values in self.gathered]) - np.uint32(self.low)
+        shift = max(0, (self.high - self.low).bit_length() - 16)
+        top, above = _bin_from_top(np.bincount(values >> shift), need)
+        rest = values[np.flatnonzero(values >> shift == top)] & np.uint32((1 << shift) - 1)
+        bottom, over = _bin_from_top(np.bincount(rest), need - above)
+        bits, need = self.low + (top << shift) + bottom, need - above - over
+        for start, places, values in self.gathered:
+            equal = np.flatnonzero(values == bits)
+            if need <= len(equal):
+                return bits, start + int(places[equal[need - 1]])
+            need -= len(equal)
+        raise AssertionError("a magnitude of the window is in none of its parts")
 
 
-def _bin_from_top(histogram: Tensor, count: int) -> tuple[int, int]:
+def _near_a_guess(blocks: Blocks, counts: dict[int, int], n: int) -> dict[int, tuple[int, int]]:
+    """Bits and last index of the cuts of models with `counts` to keep, as far as they are found in one pass."""
+    windows: dict[int, _Window] = {}
+    start = 0
+    for block in blocks() if counts else ():
+        if start == 0:
+            guesses = {model: _guess(_bits(block[model]), count / n, n) for model, count in counts.items()}
+            windows = {model: guess for model, guess in guesses.items() if guess}
+        windows = {model: window for model, window in windows.items() if window.size <= GATHERED}
+        if not windows:
+            break
+        for model, window in windows.items():
+            window.add(_bits(block[model]), start)
+        start += block.shape[1]
+    found = {model: window.cut(counts[model], n) for model, window in windows.items()}
+    return {model: cut for model, cut in found.items() if cut is not None}
+
+
+def _guess(row: Bits, share: float, n: int) -> _Window | None:
+    """A window around the magnitude that a `share` of the first block is not below; None if it would hold too many."""
+    sample = np.sort(row[:: max(1, len(row) >> 14)])
+    top, bottom = int((share - MARGIN) * len(sample)), int((share + MARGIN) * len(sample)) + 1
+    # No zeros: where the cut is 0, which of them stay does not show.
+    low = max(1, int(sample[-bottom])) if bottom <= len(sample) else 1
+    high = int(sample[-top]) if top > 0 else _MAGNITUDE
+    inside = np.count_nonzero((sample >= low) & (sample <= high)) / max(1, len(sample))
+    return _Window(low, high) if inside * n <= GATHERED else None
+
+
+def _bits(row: Tensor) -> Bits:
+    return row.cpu().numpy().view(np.uint32) & np.uint32(_MAGNITUDE)
+
+
+def _by_radix(blocks: Blocks, counts: dict[int, int], n: int) -> dict[int, tuple[int, int]]:
+    """Bits and last index of the cuts of models with `counts` to keep, from histograms of 15 and then 16 of their bits."""
+    high = {model: np.zeros(_HIGH_BINS, np.int64) for model in counts}
+    for block in blocks() if counts else ():
+        for model, histogram in high.items():
+            digits = block[model].view(torch.int32).bitwise_right_shift(16).bitwise_and_(_HIGH_BINS - 1)
+            histogram += torch.bincount(digits, minlength=_HIGH_BINS).cpu().numpy()
+    tops = {model: _bin_from_top(high[model], count) for model, count in counts.items()}
+    low = {model: np.zeros(_LOW_BINS, np.int64) for model in counts}
+    for block in blocks() if counts else ():
+        for model, (top, _) in tops.items():
+            row = _bits(block[model])
+            inside = row[np.flatnonzero((row >= top << 16) & (row <= (top << 16) + _LOW_BINS - 1))]
+            low[model] += np.bincount(inside & np.uint32(_LOW_BINS - 1), minlength=_LOW_BINS)
+    cuts: dict[int, tuple[int, int]] = {}
+    partial: dict[int, tuple[int, int]] = {}
+    for model, (top, above) in tops.items():
+        bottom, over = _bin_from_top(low[model], counts[model] - above)
+        cuts[model] = ((top << 16) | bottom, n)
+        if counts[model] - above - over < low[model][bottom]:
+            partial[model] = (cuts[model][0], counts[model] - above - over)
+    return cuts | _last_equal(blocks, partial)
+
+
+def _bin_from_top(histogram: npt.NDArray[np.int64], count: int) -> tuple[int, int]:
     """The bin that holds the `count`-th element from the top, and how many elements are in the bins above it."""
-    from_top = histogram.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, max(count, 1)))
-    place = min(place, len(histogram) - 1)
-    return len(histogram) - 1 - place, int(from_top[place] - histogram[len(histogram) - 1 - place])
+    from_top = histogram[::-1].cumsum()
+    place = int(np.searchsorted(from_top, count))
+    return len(histogram) - 1 - place, int(from_top[place] - histogram[::-1][place])
 
 
-def _last_equal(blocks: Blocks, bits: list[int], need: list[int], equal: list[int], n: int) -> list[int]:
-    """Flat index of the `need`-th element with magnitude `bits`, for each model: -1 for none, n for all of them."""
-    last = [-1 if want <= 0 else n for want in need]
-    open_models = {m for m in range(len(bits)) if 0 < need[m] < equal[m]}
-    seen, start = [0] * len(bits), 0
-    for block in blocks() if open_models else ():
-        for model in sorted(open_models):
-            places = ((block[model].view(torch.int32) & _MAGNITUDE) == bits[model]).nonzero()[:, 0]
-            if seen[model] + len(places) >= need[model]:
-                last[model] = start + int(places[need[model] - seen[model] - 1])
-                open_models.discard(model)
-            seen[model] += len(places)
-        if not open_models:
+def _last_equal(blocks: Blocks, need: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """For models with (bits, how many of the elements with these bits stay): the bits and the index of the last one."""
+    found: dict[int, tuple[int, int]] = {}
+    start = 0
+    for block in blocks() if need else ():
+        for model, (bits, count) in list(need.items()):
+            places = np.flatnonzero(_bits(block[model]) == bits)
+            if count <= len(places):
+                found[model] = (bits, start + int(places[count - 1]))
+                del need[model]
+            else:
+                need[model] = (bits, count - len(places))
+        if not need:
             break
         start += block.shape[1]
-    return last
+    return found

@@ -3,19 +3,40 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_merge.tensors.sparsify import Blocks
 
+RUN = 8192
+LEAST = 1e-20
+"""Sum of squares of a run below which float32 may have lost some of them."""
+
 
 def gram(blocks: Blocks, models: int) -> Tensor:
-    """The inner products `(models, models)` of the flattened tensors, in float64, added up block by block."""
-    found = torch.zeros(models, models, dtype=torch.float64)
+    """The inner products `(models, models)` of the flattened tensors, in float64.
+
+    float32 within runs of `RUN` elements, which is exact to about 1e-8 of the norms, unless squares leave its range; float64
+    between them. numpy's products are the same wherever in memory the numbers lie, torch's are not.
+    """
+    found = np.zeros((models, models))
     for block in blocks():
-        double = block.double()
-        found += (double @ double.T).cpu()
-    return found
+        rows = block.cpu().numpy()
+        whole = rows.shape[1] // RUN * RUN
+        runs = rows[:, :whole].reshape(models, -1, RUN)
+        with np.errstate(over="ignore"):
+            squares = np.vecdot(runs, runs)
+        if whole and not (squares.min() > LEAST and squares.max() < np.inf):
+            whole, runs = 0, runs[:, :0]
+        rest = rows[:, whole:].astype(np.float64)
+        found += rest @ rest.T
+        for i in range(models):
+            for j in range(i + 1):
+                product = (squares[i] if i == j else np.vecdot(runs[i], runs[j])).sum(dtype=np.float64) if whole else 0.0
+                found[i, j] += product
+                found[j, i] += product if i != j else 0.0
+    return torch.from_numpy(found)
 
 
 def spherical_mean(products: Tensor, weights: Sequence[float], steps: int, tolerance: float) -> list[float]:

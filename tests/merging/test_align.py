@@ -16,7 +16,7 @@ from hf_merge.errors import CheckpointError, MergeError
 from hf_merge.merging.align import Alignment, align
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe
-from hf_merge.single import merge
+from hf_merge.single import check, merge
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -194,8 +194,8 @@ def test_unnamed_class_labels_fit_any(make: Maker) -> None:
 def test_quantized_weights_are_refused(position: int, make: Maker) -> None:
     folders = make("llama", 2)
     configure(folders[position], quantization_config={"quant_method": "gptq", "bits": 4})
-    said = mismatches(*folders)
-    assert f"{folders[position]}: its weights are quantized (gptq)" in said
+    with pytest.raises(CheckpointError, match=rf"{folders[position]}: its weights are quantized \(gptq\)"):
+        aligned(*folders)
 
 
 # Tied weights
@@ -309,9 +309,10 @@ def test_only_a_model_s_class_is_taken_for_an_architecture(name: str, make: Make
 )
 def test_config_of_which_transformers_makes_no_model_is_an_error_that_names_it(change: dict, make: Maker) -> None:
     base, model = make("llama", 2)
-    configure(model, **change)
-    with pytest.raises(CheckpointError, match=rf"^{model}: transformers cannot make a LlamaForCausalLM of config\.json"):
-        aligned(base, model)
+    for folder in (base, model):
+        configure(folder, **change)
+    with pytest.raises(CheckpointError, match=rf"^{base}: transformers cannot make a LlamaForCausalLM of config\.json"):
+        check(Recipe(method="linear", models=(str(base), str(model))))
 
 
 def test_class_labels_that_are_not_numbered_do_not_stop_an_unknown_architecture(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import MergeError
-from hf_merge.merging import execute, plan
+from hf_merge.merging import plan
 from hf_merge.merging.live import LiveModel
 from hf_merge.merging.plan import open_inputs
 from hf_merge.methods import METHODS
+from hf_merge.methods import method as method_module
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.single import merge
@@ -29,7 +30,7 @@ def recipe_of(method: str, base: object, models: list, **more: object) -> Recipe
     }
     return Recipe(
         method=method,
-        base=ModelRef.parse(base) if METHODS[method].space == "delta" else None,  # type: ignore[arg-type]
+        base=ModelRef.parse(base) if METHODS[method].space != "weight" else None,  # type: ignore[arg-type]
         models=tuple(models[: METHODS[method].models[1]]),
         parameters=parameters,
         seed=7,
@@ -102,13 +103,12 @@ def test_pieces_of_a_large_tensor_change_no_bit(
 ) -> None:
     base, *models = make("llama")
     recipe = recipe_of(method, base, models)
-    for module in (plan, execute):
-        monkeypatch.setattr(module, "BLOCK", 256)
-    monkeypatch.setattr(plan, "PIECE", 10**9)
+    monkeypatch.setattr(method_module, "BLOCK", 256)
+    monkeypatch.setattr(plan, "BLOCKS", 10**6)
     merge(recipe, tmp_path / "whole", progress=False)
-    monkeypatch.setattr(plan, "PIECE", 512)
+    monkeypatch.setattr(plan, "BLOCKS", 2)
     pieces = merge(recipe, tmp_path / "pieces", progress=False).plan
-    assert max(len(job.pieces) for job in pieces.jobs.values()) > 1 or METHODS[method].measure
+    assert max(len(list(job.pieces())) for job in pieces.jobs.values()) > 1 or METHODS[method].block == "tensor"
     assert digest(tmp_path / "whole") == digest(tmp_path / "pieces")
 
 
@@ -118,15 +118,15 @@ def test_a_merge_equals_the_method_applied_to_whole_tensors_in_memory(method: st
     recipe = recipe_of(method, base, models)
     merge(recipe, tmp_path / "out", progress=False)
     got, anchor = tensors(tmp_path / "out"), tensors(base)
-    parents = [tensors(model) for model in models]
+    parents = [tensors(Path(model.ref.id)) for model in recipe.models]
     arguments = recipe.arguments()
     scaling = arguments.pop("scaling", 1.0)
     for name in got:
         stack = torch.stack([parent[name] for parent in parents])
-        offset = anchor[name] if METHODS[method].space == "delta" else torch.zeros_like(anchor[name])
+        offset = anchor[name] if recipe.deltas else torch.zeros_like(anchor[name])
         names = tuple(m.name for m in recipe.models)
         whole = METHODS[method](stack - offset, seed=7, models=names, tensor=name, **arguments)
-        assert torch.equal(got[name], offset + scaling * whole if METHODS[method].space == "delta" else whole), name
+        assert torch.equal(got[name], offset + scaling * whole if recipe.deltas else whole), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -169,10 +169,11 @@ def test_values_that_are_not_finite_are_found_while_merging_and_the_tensor_and_m
     method: str, bad: float, make: Maker, tmp_path: Path
 ) -> None:
     base, *models = make("llama")
-    model = AutoModelForCausalLM.from_pretrained(models[1])
+    models = models[: METHODS[method].models[1]]
+    model = AutoModelForCausalLM.from_pretrained(models[-1])
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = bad
-    model.save_pretrained(models[1])
-    with pytest.raises(MergeError, match=r"model2: tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+    model.save_pretrained(models[-1])
+    with pytest.raises(MergeError, match=rf"{models[-1].name}: tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
         merge(recipe_of(method, base, models), tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / "config.json").exists()
 

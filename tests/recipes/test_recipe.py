@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hf_merge.errors import RecipeError
 from hf_merge.methods import METHODS
 from hf_merge.model_ref import ModelRef
+from hf_merge.recipes.layer_map import LayerMap, LayerRange, Slice
 from hf_merge.recipes.recipe import Recipe, RecipeModel
+from hf_merge.recipes.tokenizer import TokenizerRequest
 from hf_merge.recipes.yaml import dumps, from_dict, loads, to_dict
 
 
@@ -19,6 +21,14 @@ def recipe(**changes) -> Recipe:
 
 def model(id_="org/ada", name="", **parameters) -> RecipeModel:
     return RecipeModel(ref=ModelRef.parse(id_), name=name, parameters=parameters)
+
+
+def layers(*slices, **parameters) -> LayerMap:
+    """Slices of (model, start, stop)."""
+    return LayerMap(
+        Slice(sources=tuple(LayerRange(model=m, start=a, stop=b) for m, a, b in sources), parameters=parameters)
+        for sources in slices
+    )
 
 
 @pytest.mark.parametrize("given", ["org/ada", ModelRef("org/ada"), model("org/ada")], ids=["text", "ref", "model"])
@@ -33,10 +43,7 @@ def test_the_base_may_be_given_as_text():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"method": "tise"},
-            "Unknown merge method 'tise'. Did you mean 'ties'? Known: consensus, dare_linear, dare_ties, karcher",
-        ),
+        ({"method": "tise"}, "Unknown merge method 'tise'. Did you mean 'ties'? Known: arcee_fusion, breadcrumbs"),
         ({"method": ["ties"]}, "Unknown merge method ['ties']."),
         ({"models": ()}, "ties merges at least 1 models, got 0."),
         ({"method": "slerp", "parameters": {}, "models": ("a", "b", "c")}, "slerp merges exactly 2 models, got 3."),
@@ -60,7 +67,31 @@ def test_the_base_may_be_given_as_text():
         ({"parameters": {"density": "a lot"}}, "In the recipe's parameters: 'density' is a finite number, got 'a lot'."),
         ({"parameters": {"density": True}}, "'density' is a finite number, got True."),
         ({"parameters": {"weight": float("nan")}}, "'weight' is a finite number, got nan."),
-        ({"parameters": {"weight": [0.5, 0.5]}}, "'weight' is a finite number, got [0.5, 0.5]."),
+        ({"parameters": {"weight": [0.5, "x"]}}, "In the recipe's parameters: 'weight' is a finite number, got 'x'."),
+        ({"parameters": {"weight": []}}, "In the recipe's parameters: 'weight' is an empty list."),
+        ({"parameters": {"density": [{"filter": "mlp", "value": [0.5, 2]}]}}, "'density' lies between 0 and 1, got 2."),
+        ({"parameters": {"normalize": [True, 1]}}, "'normalize' is true or false, got 1."),
+        ({"parameters": {"density": [{"pattern": "mlp", "value": 1}]}}, "A value by tensor name is {filter: text, value:"),
+        ({"private": "keep"}, "Unknown policy for `private` tensors 'keep'."),
+        (
+            {"layers": layers((("ada", 0, 2), ("cyd", 0, 2)))},
+            "A slice takes layers of 'cyd', which is not a model of the recipe.",
+        ),
+        ({"layers": layers((("ada", 0, 2), ("bob", 0, 3)))}, "equally many layers, got ada [0, 2), bob [0, 3)."),
+        (
+            {"layers": layers((("ada", 2, 0),))},
+            "Layers [2, 0) of 'ada': a range [start, stop) has whole numbers 0 <= start < stop.",
+        ),
+        ({"layers": layers((("", 0, 2),))}, "A slice needs a source, got none."),
+        ({"layers": layers((("ada", 0, 2),), lamda=2)}, "In the parameters of slice 1: Unknown parameter of ties 'lamda'."),
+        (
+            {"layers": LayerMap((Slice(sources=(LayerRange(model="ada", stop=1, parameters={"scaling": 1}),)),))},
+            "In the parameters of 'ada' in slice 1: 'scaling' is one number for the whole merge",
+        ),
+        (
+            {"tokenizer": TokenizerRequest(source=ModelRef("org/cyd"))},
+            "The tokenizer takes tokens of org/cyd, which is not a model of the recipe.",
+        ),
         ({"models": [model(weight=float("inf"))]}, "In the parameters of 'ada': 'weight' is a finite number, got inf."),
         ({"parameters": {"density": 1.5}}, "'density' lies between 0 and 1, got 1.5."),
         ({"models": [model(density=-0.1)]}, "In the parameters of 'ada': 'density' lies between 0 and 1, got -0.1."),
@@ -129,12 +160,55 @@ def test_a_models_name_does_not_depend_on_the_order(models):
 
 def test_the_arguments_are_the_methods_with_lists_in_the_models_order():
     mixed = recipe(models=[model("org/ada", weight=0.25), model("org/bob", density=1)], parameters={"weight": 2, "scaling": 3})
-    assert mixed.arguments() == {"weights": [0.25, 2.0], "density": [0.2, 1.0], "normalize": True, "scaling": 3.0}
+    expected = {"weights": [0.25, 2.0], "density": [0.2, 1.0], "normalize": True, "scaling": 3.0}
+    assert {name: value for name, value in mixed.arguments().items() if name in expected} == expected
+
+
+def test_a_gradient_runs_over_the_layers_and_is_its_first_number_elsewhere():
+    mixed = recipe(models=[model("org/ada", weight=[0, 1]), "org/bob"])
+    assert [mixed.arguments("x", depth)["weights"] for depth in (0.0, 0.25, 1.0)] == [[0, 1], [0.25, 1], [1, 1]]
+
+
+def test_a_filter_that_does_not_match_leaves_the_number_to_the_next_level():
+    own = model("org/ada", density=[{"filter": "mlp", "value": 0.7}])
+    mixed = recipe(models=[own, "org/bob"], parameters={"density": [{"filter": "attn", "value": 0.4}]})
+    found = {name: mixed.arguments(name)["density"] for name in ("mlp.w", "attn.w", "norm.w")}
+    assert found == {"mlp.w": [0.7, 0.2], "attn.w": [0.4, 0.4], "norm.w": [0.2, 0.2]}
+
+
+def test_per_model_filters_mean_the_tensors_names_in_the_models():
+    mixed = recipe(parameters={"weight": [{"filter": "a", "value": 3}], "scaling": [{"filter": "out", "value": 2}]})
+    found = mixed.arguments("out", sources=("a", "b"))
+    assert (found["weights"], found["scaling"]) == ([3, 1], 2)
+
+
+def test_a_sources_number_comes_before_its_models_the_slices_and_the_recipes():
+    part = Slice(
+        sources=(LayerRange(model="bob", stop=2, parameters={"weight": 5}), LayerRange(model="ada", stop=2)),
+        parameters={"weight": 3, "scaling": 2},
+    )
+    mixed = recipe(
+        models=[model("org/ada", density=0.9), model("org/bob", weight=4)],
+        parameters={"density": 0.4, "weight": 1, "scaling": 1},
+        layers=LayerMap((part,)),
+    )
+    found = mixed.arguments("x", 0.0, part)
+    assert (found["weights"], found["density"], found["scaling"]) == ([5, 3], [0.4, 0.9], 2)
+
+
+def test_the_models_of_slices_are_those_that_are_used_in_order_of_their_first_layers():
+    mixed = recipe(models=("org/ada", "org/bob", "org/cyd"), layers=layers((("cyd", 0, 2),), (("ada", 0, 1), ("cyd", 1, 2))))
+    assert [m.name for m in mixed.models] == ["cyd", "ada"]
+
+
+def test_the_number_of_models_counts_in_each_slice():
+    with pytest.raises(RecipeError, match="slerp merges exactly 2 models, got 1"):
+        Recipe(method="slerp", models=("a", "b"), layers=layers((("a", 0, 2), ("b", 0, 2)), (("b", 2, 4),)))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_arguments_are_what_the_method_takes(name):
-    models = ("org/ada", "org/bob")
+    models = ("org/ada", "org/bob")[: METHODS[name].models[1]]
     arguments = Recipe(method=name, models=models, base="org/base").arguments()
     assert {"weight" if k == "weights" else k for k in arguments} == set(METHODS[name].parameters)
 
@@ -180,9 +254,7 @@ def test_a_recipe_survives_pickling():
 
 def test_a_recipe_prints_readably():
     made = recipe(models=[model("org/ada", weight=0.3), "org/bob"], parameters={"density": 0.5, "scaling": 1.25})
-    assert (
-        str(made) == "TIES of ada (weight 0.3, density 0.5), bob (weight 1, density 0.5), normalize True, scaling 1.25 on base"
-    )
+    assert str(made) == "TIES of ada (weight 0.3, density 0.5), bob (weight 1, density 0.5), scaling 1.25 on base"
 
 
 def test_slerp_prints_without_numbers_of_models():
@@ -256,44 +328,92 @@ REFS = st.builds(lambda o, n, r: ModelRef(f"{o}/{n}", r), NAMES, NAMES, st.none(
 FINITE = st.floats(-4, 4).filter(lambda x: x == 0 or abs(x) > 1e-6)
 
 
+TENSORS = ("mlp", "self_attn.q_proj", "norm")
+
+
+def number(method: str, name: str) -> st.SearchStrategy:
+    default = METHODS[method].parameters[name].default
+    if isinstance(default, bool):
+        return st.booleans()
+    if name in ("density", "t"):
+        return st.floats(0, 1)
+    return st.floats(0.5, 2) if name == "weight" else FINITE  # some methods divide by the weights' sum
+
+
+def value(method: str, name: str) -> st.SearchStrategy:
+    """A number, a gradient, or filters of them."""
+    plain = number(method, name)
+    either = plain | st.lists(plain, min_size=1, max_size=3)
+    return either | st.lists(
+        st.builds(lambda f, v: {"filter": f, "value": v} if f else {"value": v}, st.sampled_from(["", "*", *TENSORS]), either),
+        min_size=1,
+        max_size=3,
+    )
+
+
+@st.composite
+def layer_maps(draw, method, names, base, values) -> LayerMap:
+    least, most = method.models
+    modules = draw(st.sampled_from([("",), ("text",), ("text", "vision")]))
+    slices = []
+    for module in draw(st.lists(st.sampled_from(modules), min_size=1, max_size=3)):
+        count = draw(st.integers(least, max(least, min(most or 3, len(names)))))
+        chosen = draw(st.permutations(names))[:count]
+        start, length = draw(st.integers(0, 3)), draw(st.integers(1, 4) | st.just(None))
+        if length is None:
+            start = 0
+        ranges = [LayerRange(model=n, start=start, stop=length and start + length, parameters=values(True)) for n in chosen]
+        if base and draw(st.booleans()):
+            first = 0 if length is None else draw(st.integers(0, 2))
+            ranges.append(LayerRange(model="", start=first, stop=length and first + length))
+        slices.append(Slice(sources=tuple(ranges), parameters=values(False), module=module))
+    return LayerMap(tuple(slices))
+
+
 @st.composite
 def recipes(draw) -> Recipe:
     method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
 
     def values(per_model):
-        names = draw(st.sets(st.sampled_from(sorted(n for n, p in method.parameters.items() if p.per_model or not per_model))))
-        kinds = {n: st.floats(0, 1) if n in ("density", "t") else FINITE for n in names}
-        if method.name == "multislerp" and "weight" in names:
-            kinds["weight"] = st.floats(0.5, 2)  # it divides by their sum
-        return {n: draw(st.booleans() if n == "normalize" else kinds[n]) for n in names}
+        known = sorted(n for n, p in method.parameters.items() if p.per_model or not per_model)
+        return {n: draw(value(method.name, n)) for n in known if draw(st.booleans())}
 
     least, most = method.models
-    shareable = any(p.per_model for p in method.parameters.values())
     refs = draw(st.lists(REFS, min_size=least, max_size=most or 4))
-    models = [
-        RecipeModel(ref=ref, name=draw(st.just("") | NAMES), parameters=values(True) if shareable else {}) for ref in refs
-    ]
-    parameters = values(False)
-    if method.name == "linear":
-        parameters["normalize"] = False
+    models = [RecipeModel(ref=ref, name=draw(st.just("") | NAMES), parameters=values(True)) for ref in refs]
     base = draw(REFS.filter(lambda b: b not in refs)) if method.space == "delta" else None
-    dtype, seed = draw(st.sampled_from([None, "float32", "bfloat16"])), draw(st.integers(-5, 2**63))
-    return Recipe(method=method.name, models=tuple(models), base=base, parameters=parameters, dtype=dtype, seed=seed)
+    if method.space == "any":
+        base = draw(st.none() | REFS.filter(lambda b: b not in refs))
+    if method.ordered:
+        base = draw(st.sampled_from([None, refs[0]]))
+    given = {"models": tuple(models), "base": base, "parameters": values(False)}
+    names = [m.name for m in Recipe(method=method.name, **given | {"parameters": {}}).models]
+    return Recipe(
+        method=method.name,
+        **given,
+        layers=draw(st.none() | layer_maps(method, names, base and not method.ordered and base, values)),
+        dtype=draw(st.sampled_from([None, "float32", "bfloat16"])),
+        seed=draw(st.integers(-5, 2**63)),
+        private=draw(st.sampled_from(["refuse", "owner"])),
+        tokenizer=draw(st.sampled_from([None, TokenizerRequest(), TokenizerRequest(source=None, chat_template="chatml")])),
+    )
+
+
+def everything(made: Recipe) -> list:
+    """What the recipe says of some tensors, slice by slice and module by module."""
+    parts = sorted(made.layers.slices, key=lambda part: part.module) if made.layers else [None]
+    return [made.arguments(tensor, depth, part) for part in parts for tensor in TENSORS for depth in (0.0, 0.3, 1.0)]
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(made=recipes())
 def test_a_recipe_survives_the_mapping_and_the_text(made):
     for again in (from_dict(to_dict(made)), loads(dumps(made))):
-        assert (again.digest, again.arguments(), again.inputs, again.dtype, again.seed) == (
-            made.digest,
-            made.arguments(),
-            made.inputs,
-            made.dtype,
-            made.seed,
-        )
-        assert [m.name for m in again.models] == [m.name for m in made.models]
+        assert everything(again) == everything(made)
+        assert (again.inputs, again.dtype, again.seed, again.private) == (made.inputs, made.dtype, made.seed, made.private)
+        assert (again.tokenizer, [m.name for m in again.models]) == (made.tokenizer, [m.name for m in made.models])
         assert to_dict(again) == to_dict(made)
+        assert again.digest == made.digest
 
 
 def test_models_given_as_one_text_are_refused_and_not_read_letter_by_letter() -> None:

@@ -57,3 +57,26 @@ def test_deltas_that_cancel_exactly_elect_plus_in_any_order():
     votes = torch.tensor([[0.1015625], [third], [-(0.1015625 + third)]])
     orders = [votes, votes.flip(0), votes.roll(1, 0), votes.roll(2, 0)]
     assert all(disjoint(v, column(*[weight] * 3), True).item() > 0 for v in orders)
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 16])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_coarse_deltas_are_elected_and_merged_as_in_exact_arithmetic(models, normalize):
+    generator = torch.Generator().manual_seed(models)
+    deltas = torch.randint(-3, 4, (models, 20_000), generator=generator) * 2.0**-9 * (1 + 2.0**-7)
+    weights = torch.tensor([0.1, 0.3, -0.7, 1.1])[torch.randint(0, 4, (models, 1), generator=generator)]
+    products = deltas.double() * weights.double()
+    positive = products.sum(0) >= 0
+    agree = ((products > 0) == positive) & (products != 0)
+    expected = (products * agree).sum(0)
+    if normalize:
+        expected /= (weights.abs().double() * agree).sum(0).clamp_min(1e-30)
+    torch.testing.assert_close(disjoint(deltas, weights, normalize), expected.float(), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 1000])
+def test_a_column_has_the_same_bits_whatever_stands_beside_it(columns):
+    deltas = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    weights = column(0.3, 0.7, -0.1)
+    for merge in (weighted_sum, lambda d, w: disjoint(d, w, True)):
+        assert torch.equal(merge(deltas[:, -columns:], weights), merge(deltas, weights)[-columns:])

@@ -45,3 +45,11 @@ def test_draws_are_uniform_over_their_range():
     counts = torch.bincount(draws // (STEPS // 64), minlength=64).double()
     chi_squared = float(((counts - (1 << 12)) ** 2 / (1 << 12)).sum())
     assert chi_squared < 63 + 4 * (2 * 63) ** 0.5
+
+
+@pytest.mark.parametrize("steps", [0, 1, 30_000, STEPS - 1, STEPS])
+def test_below_says_which_draws_are(steps):
+    draws = Draws(**USUAL)
+    below = draws.below(1, 100_001, steps)
+    assert below.dtype == torch.uint8
+    assert torch.equal(below.bool(), draws.uniform(1, 100_001) < steps)

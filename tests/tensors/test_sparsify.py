@@ -13,6 +13,15 @@ SHAPES = [(), (0,), (1,), (1, 1), (3, 1), (64,), (99,), (5, 7)]
 TINY = float(torch.finfo(torch.float32).smallest_normal) / 4
 
 
+@pytest.fixture(autouse=True, scope="module", params=[(0.02, 1 << 20), (0.0, 1 << 20), (0.0, 3), (0.02, -1)], ids=str)
+def windows(request):
+    """Cuts that are guessed in a wide or a narrow window, in one that may hold little, and not at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsify, "MARGIN", request.param[0])
+        patch.setattr(sparsify, "GATHERED", request.param[1])
+        yield request.param
+
+
 def trimmed(rows, density, block=10**9, start_at=0):
     """`rows` cut with thresholds and trims that see `block` elements at a time."""
     stack = torch.as_tensor(rows, dtype=torch.float32)
@@ -73,15 +82,42 @@ def test_magnitudes_that_share_their_upper_bits_are_told_apart():
     assert torch.equal(trimmed(row[None], [0.1], block=999)[0], row * (torch.arange(5000) >= 4500))
 
 
-def test_the_blocks_are_read_at_most_three_times():
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("density", [0.001, 0.2, 0.5, 0.97])
+def test_a_first_block_unlike_the_others_does_not_matter(scale, density):
+    row = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    row[:2000] *= scale
+    best = row.abs().sort(descending=True, stable=True).indices[: kept(density, 20_000)]
+    expected = torch.zeros(20_000).index_copy(0, best, row[best])
+    assert torch.equal(trimmed(row[None], [density], block=2000)[0], expected)
+
+
+def passes_over(stack, density, block):
+    """How often the blocks of `stack` are read to cut it."""
     reads = []
 
     def blocks():
-        reads.append(1)
-        return [torch.ones(2, 10)]
+        for start in range(0, stack.shape[1], block):
+            reads.append(start)
+            yield stack[:, start : start + block]
 
-    cutoffs(blocks, [0.5, 0.5], 10)
-    assert len(reads) <= 3
+    cutoffs(blocks, density, stack.shape[1])
+    return len(reads) * block / stack.shape[1]
+
+
+def test_like_blocks_are_read_once(windows):
+    stack = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    assert passes_over(stack, [0.2, 0.7], 10_000) == 1 or windows != (0.02, 1 << 20)
+
+
+def test_no_blocks_are_read_four_times():
+    stack = torch.ones(2, 10_000)
+    stack[:, :5000] = 0.5
+    assert passes_over(stack, [0.2, 0.7], 1000) <= 4
+
+
+def test_nothing_is_read_at_density_zero():
+    assert passes_over(torch.ones(2, 100), [0.0, 0.0], 10) == 0
 
 
 def test_drop_keeps_and_divides_by_the_rounded_density():

@@ -1,0 +1,64 @@
+"""Deltas without their largest and their smallest changes, then sign election and disjoint merge."""
+
+from torch import Tensor
+
+from hf_merge.methods.method import Method, row_length
+from hf_merge.tensors.consensus import disjoint
+from hf_merge.tensors.ranks import Band, bands, middle
+from hf_merge.tensors.sparsify import Blocks, PerModel, per_model
+from hf_merge.tensors.weighting import l1_gains
+
+
+def measure(
+    blocks: Blocks,
+    n: int,
+    density: PerModel = 0.15,
+    gamma: PerModel = 0.006,
+    row_wise: bool = True,
+    match_l1: bool = False,
+    *,
+    shape: tuple[int, ...],
+) -> tuple[Band | None, Tensor | None]:
+    """Where each model's tensor is cut, if not by rows; and what the rest is multiplied with, if anything."""
+    band = None if row_wise else bands(blocks, density, gamma, n)
+    row = row_length(shape)
+
+    def left(_: int, start: int, block: Tensor) -> Tensor:
+        return middle(block, density, gamma, row) if band is None else band.of(block, start)
+
+    return band, l1_gains(blocks, left) if match_l1 else None
+
+
+def breadcrumbs_ties(
+    deltas: Tensor,
+    *,
+    weights: PerModel = 1.0,
+    density: PerModel = 0.15,
+    gamma: PerModel = 0.006,
+    row_wise: bool = True,
+    match_l1: bool = False,
+    normalize: bool = True,
+    measured: tuple[Band | None, Tensor | None],
+    start: int = 0,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """Model Breadcrumbs (arXiv:2312.06795, section 3) in place of the trim of TIES, then elect and merge.
+
+    See `breadcrumbs` for what stays of a delta and for mergekit's reading, and `disjoint` for `normalize`, which mergekit
+    has off unless told otherwise.
+    """
+    band, gains = measured
+    stayed = middle(deltas, density, gamma, row_length(shape)) if band is None else band.of(deltas, start)
+    if gains is not None:
+        stayed *= per_model(gains, deltas)
+    return disjoint(stayed, per_model(weights, deltas), normalize)
+
+
+METHOD = Method(
+    name="breadcrumbs_ties",
+    merge=breadcrumbs_ties,
+    measure=measure,
+    title="Model Breadcrumbs TIES",
+    paper="arXiv:2312.06795",
+    block="rows",
+)

@@ -1,0 +1,60 @@
+"""Random drop by the rank of magnitudes, then sign election and disjoint merge."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from hf_merge.methods.method import Method, row_length
+from hf_merge.tensors.consensus import disjoint
+from hf_merge.tensors.ranks import magprune
+from hf_merge.tensors.rng import Draws
+from hf_merge.tensors.sparsify import Blocks, PerModel, per_model
+from hf_merge.tensors.weighting import l1_gains
+
+
+def measure(
+    blocks: Blocks,
+    n: int,
+    density: PerModel = 0.7,
+    epsilon: PerModel = 0.07,
+    match_l1: bool = False,
+    *,
+    shape: tuple[int, ...],
+    draws: Callable[[int], Draws],
+) -> Tensor | None:
+    """What each model's pruned tensor is multiplied with to have the L1 norm of its delta."""
+    if not match_l1:
+        return None
+    row = row_length(shape)
+    return l1_gains(blocks, lambda number, _, block: magprune(block, density, epsilon, row, draws(number), rescale=False))
+
+
+def della(
+    deltas: Tensor,
+    *,
+    weights: PerModel = 1.0,
+    density: PerModel = 0.7,
+    epsilon: PerModel = 0.07,
+    rescale: bool = True,
+    match_l1: bool = False,
+    normalize: bool = True,
+    rng: Draws,
+    measured: Tensor | None,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """DELLA (arXiv:2406.11617, section 3): MagPrune in place of the trim of TIES, then elect and merge (see `disjoint`).
+
+    An element stays with a chance p that rises with the rank of its magnitude in its row (the last axis) from density - ε to
+    density + ε, ε being half of the paper's window, and is divided by p if `rescale`. ε shrinks to what fits into [0, 1].
+
+    mergekit instead multiplies what stays so that each tensor keeps its L1 norm (`match_l1`, which replaces the division; not
+    where a norm is below 1e-7), and takes `density` 1 and `epsilon` 0.15 unless told otherwise; of a tensor with more than two
+    axes it ranks along the second.
+    """
+    pruned = magprune(deltas, density, epsilon, row_length(shape), rng, rescale and not match_l1)
+    if measured is not None:
+        pruned *= per_model(measured, deltas)
+    return disjoint(pruned, per_model(weights, deltas), normalize)
+
+
+METHOD = Method(name="della", merge=della, measure=measure, title="DELLA", paper="arXiv:2406.11617", block="rows")

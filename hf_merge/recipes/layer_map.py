@@ -1,0 +1,89 @@
+"""Which layers of which models the result is made of."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from hf_merge.recipes.value import Value, parsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRange:
+    """Layers [start, stop) of the recipe's model `model` (its name; "" is the base); `stop` None is the last one.
+
+    `parameters` are the model's own in this slice.
+    """
+
+    model: str
+    start: int = 0
+    stop: int | None = None
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", {k: parsed(v) for k, v in self.parameters.items()})
+
+    @property
+    def length(self) -> int | None:
+        """Number of layers, None if that is up to the model."""
+        return None if self.stop is None else self.stop - self.start
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with it."""
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.start, 0 if self.stop is None else self.stop))
+        if not whole or self.start < 0 or (self.stop is not None and self.stop <= self.start):
+            given = f"Layers [{self.start}, {self.stop}) of {self.model or 'the base'!r}"
+            yield f"{given}: a range [start, stop) has whole numbers 0 <= start < stop."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Layers of the result: layer i is the merge of the i-th layers of all `sources`.
+
+    `parameters` hold for this slice. `module` names the part of the model that it belongs to, in models of several parts
+    (`encoder`, `vision_tower`); "" is all of a model of one part.
+    """
+
+    sources: tuple[LayerRange, ...]
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    module: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
+        object.__setattr__(self, "parameters", {k: parsed(v) for k, v in self.parameters.items()})
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with it."""
+        wrong = [problem for source in self.sources for problem in source.problems()]
+        yield from wrong
+        lengths = set() if wrong else {source.length for source in self.sources}
+        if len(lengths) > 1:
+            shown = ", ".join(f"{s.model or 'the base'} [{s.start}, {s.stop})" for s in self.sources)
+            yield f"The sources of a slice have equally many layers, got {shown}."
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """The result's layers, slice after slice. The tensors before the layers are merged as the first slice, those after them
+    as the last one (of their module)."""
+
+    slices: tuple[Slice, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slices", tuple(self.slices))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The parts that have slices, in order."""
+        return tuple(dict.fromkeys(part.module for part in self.slices))
+
+    def problems(self, models: Iterable[str]) -> Iterable[str]:
+        """What is wrong with it, for models of these names."""
+        known = {*models, ""}
+        if not self.slices:
+            yield "A layer map needs slices, got none."
+        for part in self.slices:
+            if not [source for source in part.sources if source.model]:
+                yield "A slice needs a source, got none."
+            yield from part.problems()
+            for source in part.sources:
+                if source.model not in known:
+                    yield f"A slice takes layers of {source.model!r}, which is not a model of the recipe."

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from hf_merge.tensors.ranks import band, bands, magprune, middle
+from hf_merge.tensors.rng import STEPS, Draws
+
+DRAWS = Draws(0, ("ada", "bob", "cyd"), "w", 0)
+
+
+@pytest.mark.parametrize(
+    ("density", "gamma", "n", "expected"),
+    [(0.5, 0.1, 10, (5, 1)), (0.9, 0.2, 10, (9, 1)), (1, 0.5, 10, (10, 0)), (0, 0.2, 10, (0, 2)), (0.01, 0.01, 10, (1, 0))],
+)
+def test_a_band_keeps_its_density_and_skips_what_is_left(density, gamma, n, expected):
+    assert band(density, gamma, n) == expected
+
+
+def test_the_middle_of_each_row_stays_the_first_of_equals_being_the_largest():
+    rows = torch.tensor([[[4.0, -3, 2, 1], [1, 1, -1, 1], [0, 0, 0, 5]]]).reshape(1, -1)
+    assert middle(rows, 0.5, 0.25, 4).reshape(3, 4).tolist() == [[0, -3, 2, 0], [0, 1, -1, 0], [0, 0, 0, 0]]
+
+
+def test_the_middle_takes_a_density_and_a_gamma_of_each_model():
+    rows = torch.tensor([[4.0, 3, 2, 1]]).repeat(3, 1)
+    assert middle(rows, torch.tensor([0.0, 0.25, 1.0]), torch.tensor([0.5, 0.5, 0.5]), 4).tolist() == [
+        [0, 0, 0, 0],
+        [0, 0, 2, 0],
+        [4, 3, 2, 1],
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 7, 40])
+@pytest.mark.parametrize(("density", "gamma"), [(0.3, 0.2), (0.5, 0.0), (1.0, 0.3), (0.0, 0.2)])
+def test_the_band_of_a_whole_tensor_is_the_middle_of_one_row(block, density, gamma):
+    stack = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).bfloat16().float().round(decimals=1)
+    starts = range(0, 40, block)
+    found = bands(lambda: (stack[:, s : s + block] for s in starts), density, gamma, 40)
+    parts = torch.cat([found.of(stack[:, s : s + block], s) for s in starts], dim=1)
+    assert torch.equal(parts, middle(stack, density, gamma, 40))
+
+
+def test_a_large_magnitude_stays_where_a_small_one_goes():
+    draws = DRAWS.uniform(0, 2000)
+    kept = magprune(torch.arange(1.0, 2001.0)[None], 0.5, 0.5, 2000, DRAWS, rescale=False)[0] != 0
+    chances = (torch.arange(2000, dtype=torch.float64) / 1999 * STEPS).round().clamp_min(1)
+    assert torch.equal(kept, draws < chances)
+
+
+def test_of_equal_magnitudes_the_first_has_the_greatest_chance():
+    draws, chances = DRAWS.uniform(0, 500), torch.linspace(0.9, 0.1, 500, dtype=torch.float64) * STEPS
+    kept = magprune(torch.ones(1, 500), 0.5, 0.4, 500, DRAWS)[0] != 0
+    assert torch.equal(kept, draws < chances.round())
+
+
+@pytest.mark.parametrize("density", [0.05, 0.95])
+def test_a_window_that_does_not_fit_shrinks_and_keeps_the_density(density):
+    fits = magprune(torch.ones(1, 500), density, 0.05, 500, DRAWS)
+    assert torch.equal(magprune(torch.ones(1, 500), density, 0.4, 500, DRAWS), fits)
+
+
+@pytest.mark.parametrize(("density", "expected"), [(0.0, 0.0), (1.0, 1.0)])
+def test_at_the_ends_nothing_or_everything_stays(density, expected):
+    assert torch.equal(magprune(torch.ones(2, 99), density, 0.3, 9, DRAWS), torch.full((2, 99), expected))
+
+
+def test_in_rows_of_one_element_the_chance_is_the_density():
+    kept = magprune(torch.ones(1, 4000), 0.25, 0.2, 1, DRAWS)
+    assert kept.unique().tolist() == [0.0, 4.0]
+    assert torch.equal(kept[0] != 0, DRAWS.uniform(0, 4000) < STEPS // 4)
