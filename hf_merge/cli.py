@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     checked = command("check", _check, "Say from headers alone what a recipe would merge, and every mismatch.")
     checked.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    _pickles(checked)
 
     merged = command("merge", _merge, "Merge a recipe into a folder, or straight to a repository on the Hub.")
     merged.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
@@ -82,6 +83,8 @@ def parser() -> argparse.ArgumentParser:
     merged.add_argument("--push-to", metavar="ID", help="repository on the Hub, in place of OUT")
     merged.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     merged.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="such as 2GB (default: %(default)s)")
+    merged.add_argument("--max-memory", metavar="SIZE", help="bound of the source tensors in memory at once, such as 500MB")
+    _pickles(merged)
     merged.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     _consent(merged)
 
@@ -114,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _pickles(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--pickles", action="store_true", help="read pickled weights, without running code, if a model has no others")
+
+
 def _consent(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--consent",
@@ -125,7 +132,7 @@ def _consent(to: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace) -> tuple[str, Any]:
     from hf_merge.single import check
 
-    compiled = check(options.recipe)
+    compiled = check(options.recipe, pickles=options.pickles)
     return str(compiled), compiled.to_dict()
 
 
@@ -139,6 +146,8 @@ def _merge(options: argparse.Namespace) -> tuple[str, Any]:
         private=options.private,
         max_shard_size=options.max_shard_size,
         overwrite=options.overwrite,
+        max_memory=options.max_memory,
+        pickles=options.pickles,
         consent=options.consent,
         progress=not options.quiet,
     )

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.checkpoints.companions import companion_files
 from hf_merge.checkpoints.index import INDEX
-from hf_merge.checkpoints.writer import Shard, index_json
+from hf_merge.checkpoints.writer import Shard, bytes_of, index_json
 from hf_merge.errors import MergeError, RecipeError
 from hf_merge.merging.architecture import auto_class
 from hf_merge.merging.execute import execute
@@ -44,13 +44,13 @@ class Merged:
     seconds: float
 
 
-def check(recipe: Recipe | Path | str, *, token: str | bool | None = None) -> MergePlan:
+def check(recipe: Recipe | Path | str, *, pickles: bool = False, token: str | bool | None = None) -> MergePlan:
     """What a merge would read, merge and write, from headers and configs alone. `print` it.
 
     `recipe` may be a `Recipe` or the path of a YAML file. Raises `RecipeError`, `CheckpointError` or `MergeError` with every
     mismatch between the models, or if transformers could not load the result.
     """
-    compiled = _plan(_recipe(recipe), hub_api(token), "5GB")
+    compiled = _plan(_recipe(recipe), hub_api(token), "5GB", pickles)
     verify(compiled)
     return compiled
 
@@ -63,6 +63,8 @@ def merge(
     private: bool | None = None,
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
+    max_memory: int | str | None = None,
+    pickles: bool = False,
     consent: bool = False,
     token: str | bool | None = None,
     progress: bool = True,
@@ -70,7 +72,9 @@ def merge(
     """Merge a recipe into the folder `out`, or straight to the Hub repository `push_to`, in bounded memory.
 
     Sources on the Hub are read by ranges and never stored. The result is sharded safetensors with index, config, tokenizer,
-    recipe.yaml and a model card. A merge that was cut off goes on when it is called again. `consent` agrees to publish under
+    recipe.yaml and a model card. A merge that was cut off goes on when it is called again. `max_memory` ("500MB") bounds the
+    source tensors in memory at once, and changes no bit of the result. `pickles` reads pickled weights, without running code,
+    where there are no safetensors. `consent` agrees to publish under
     parents' licenses that forbid commercial use or derived works. Raises `RecipeError`, `CheckpointError` and `MergeError`
     before any tensor is read, `PublishError` if the repository cannot be written, and `MergeError` for values that are not
     finite.
@@ -80,7 +84,8 @@ def merge(
     started, api, found = time.monotonic(), hub_api(token), _recipe(recipe)
     if push_to is not None:
         push_to = check_writable(push_to, api, private=private)
-    compiled = _plan(found, api, max_shard_size)
+    memory = None if max_memory is None else bytes_of(max_memory, "max_memory")
+    compiled = _plan(found, api, max_shard_size, pickles)
     if not has_the_primarys_layout(compiled):
         verify(compiled)
     name = push_to or Path(str(out)).expanduser().resolve().name
@@ -89,14 +94,21 @@ def merge(
     facts = card_facts(compiled, Trial(number=0, recipe=compiled.recipe), name, api, consent=consent)
     files = {"README.md": str(render(facts)).encode()}
     if push_to is not None:
-        where = merge_to_hub(compiled, push_to, files, api, private=private, progress=progress)
+        where = merge_to_hub(compiled, push_to, files, api, private=private, max_memory=memory, progress=progress)
     else:
-        where = str(merge_to_folder(compiled, Path(str(out)), files, overwrite=overwrite, progress=progress))
+        folder = Path(str(out))
+        where = str(merge_to_folder(compiled, folder, files, overwrite=overwrite, max_memory=memory, progress=progress))
     return Merged(where=where, plan=compiled, seconds=time.monotonic() - started)
 
 
 def merge_to_folder(
-    compiled: MergePlan, folder: Path, files: Mapping[str, bytes], *, overwrite: bool = False, progress: bool = True
+    compiled: MergePlan,
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    overwrite: bool = False,
+    max_memory: int | None = None,
+    progress: bool = True,
 ) -> Path:
     """Carry out a plan into `folder`, with `files` beside the weights. Raises `MergeError` if it holds anything else."""
     state, folder = PartialState(), folder.expanduser()
@@ -104,7 +116,7 @@ def merge_to_folder(
         if state.is_main_process:
             _prepare(folder, compiled, overwrite)
         state.wait_for_everyone()
-        execute(compiled, folder, skip=lambda shard: _is_whole(folder, shard), progress=progress)
+        execute(compiled, folder, skip=lambda shard: _is_whole(folder, shard), max_memory=max_memory, progress=progress)
         if state.is_main_process:
             for name, data in {**result_files(compiled), **files}.items():
                 (folder / name).write_bytes(data)
@@ -121,6 +133,7 @@ def merge_to_hub(
     *,
     private: bool | None = None,
     message: str | None = None,
+    max_memory: int | None = None,
     progress: bool = True,
 ) -> str:
     """Carry out a plan into a repository: every shard is uploaded and dropped as soon as it is whole, one commit at the end."""
@@ -128,7 +141,7 @@ def merge_to_hub(
         raise MergeError("Several processes cannot push one merge yet: merge into a folder and push that, or use one process.")
     upload = ShardUpload(api=api, repo_id=repo_id, private=private)
     with _written(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="hf_merge-") as folder:
-        execute(compiled, Path(folder), finished=upload.add_shard, progress=progress)
+        execute(compiled, Path(folder), finished=upload.add_shard, max_memory=max_memory, progress=progress)
         everything = {**result_files(compiled), **files}
         return str(upload.commit(everything, message or f"Merge with {compiled.method.title}"))
 
@@ -158,8 +171,8 @@ def _recipe(recipe: Recipe | Path | str) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else yaml.load(recipe)
 
 
-def _plan(recipe: Recipe, api: HfApi, max_shard_size: int | str) -> MergePlan:
-    return plan(recipe, open_inputs(recipe, api), max_shard_size=max_shard_size)
+def _plan(recipe: Recipe, api: HfApi, max_shard_size: int | str, pickles: bool) -> MergePlan:
+    return plan(recipe, open_inputs(recipe, api, pickles=pickles), max_shard_size=max_shard_size)
 
 
 def _prepare(folder: Path, compiled: MergePlan, overwrite: bool) -> None:

@@ -97,6 +97,12 @@ class AdapterConfig:
         """The model that the adapter was trained on, as its author named it: a Hub id or a path."""
         return self.content.get("base_model_name_or_path") or None
 
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Ends of the names of modules that were trained in full."""
+        given = self.content.get("modules_to_save") or ()
+        return (given,) if isinstance(given, str) else tuple(map(str, given))
+
     def rank(self, module: str) -> int:
         """The rank of a module's factors."""
         return int(self._of(module, "rank_pattern", self.content["r"]))
@@ -136,8 +142,8 @@ class AdapterConfig:
 def plain_config(parents: Sequence[AdapterConfig], ranks: Mapping[str, int], alike: bool) -> dict[str, Any]:
     """adapter_config.json of one plain LoRA adapter made of several, with the rank of each module.
 
-    Alpha is r everywhere, so that B @ A is added as it is. The modules are listed in full unless the parents are `alike`, that is
-    each of them has all, and have them in the same words.
+    Alpha is r everywhere, so that B @ A is added as it is. The modules are listed in full, unless the parents are `alike` (each
+    has all of them) and say so in the same words.
     """
     contents = [parent.content for parent in parents]
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
@@ -145,7 +151,7 @@ def plain_config(parents: Sequence[AdapterConfig], ranks: Mapping[str, int], ali
     pattern = {f"^{module}".replace(".", r"\."): rank for module, rank in ranks.items() if rank != common}
     same = alike and all(content.get(key) == contents[0].get(key) for content in contents for key in _SELECTION)
     selection = {key: contents[0].get(key) for key in _SELECTION} if same else {"target_modules": sorted(ranks)}
-    saved = [module for content in contents for module in content.get("modules_to_save") or ()]
+    saved = [module for parent in parents for module in parent.modules_to_save]
     biases = {str(content.get("bias") or "none") for content in contents}
     return {
         "peft_type": "LORA",

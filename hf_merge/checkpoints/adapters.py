@@ -123,7 +123,7 @@ class Adapter:
     @cached_property
     def trained(self) -> frozenset[str]:
         """The names in `full` that belong to `modules_to_save`; other weights there are copies of frozen embeddings."""
-        entries = tuple(self.config.content.get("modules_to_save") or ())
+        entries = self.config.modules_to_save
         # As PEFT matches them: by the end of a module's name, in the middle of a word too ("norm" is "input_layernorm").
         parents = {name: accumulate(name.split(".")[:-1], "{}.{}".format) for name in self.full}
         return frozenset(name for name, modules in parents.items() if any(module.endswith(entries) for module in modules))

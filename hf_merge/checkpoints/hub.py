@@ -1,12 +1,9 @@
 """A model on the Hub, read by ranged requests: nothing is written to disk."""
 
 import mmap
-import random
-import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from http import HTTPStatus
-from itertools import count
 from pathlib import Path
 
 import httpx2 as httpx
@@ -31,15 +28,12 @@ from hf_merge.checkpoints.index import TensorEntry
 from hf_merge.checkpoints.local import LocalFiles
 from hf_merge.errors import CheckpointError
 from hf_merge.model_ref import ModelRef
+from hf_merge.patience import RETRIED, TRIES, patiently, retry_after, wait
 from hf_merge.version import __version__
 
-TRIES = 6
-LONGEST_WAIT = 30.0
-"""Seconds between two tries at most, a server's Retry-After included."""
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 LARGE = 2**20
 """Bytes from which a read has pages of its own: a process may have some 65,000 such mappings, and a model more tensors."""
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _Again(Exception):
@@ -97,13 +91,13 @@ class HubFiles:
                     failed = 0
                 if have < len(data):
                     raise _Again(f"the transfer ended after {have} of {len(data)} bytes")
-            except (_Again, httpx.TransportError) as error:
+            except (_Again, httpx.RequestError) as error:
                 failed += 1
                 if failed == TRIES:
                     raise CheckpointError(
                         f"{self.label}: bytes {start}-{stop} of {file} cannot be read after {TRIES} tries: {error}"
                     ) from error
-                _wait(failed, error.wait if isinstance(error, _Again) else None)
+                wait(failed, error.wait if isinstance(error, _Again) else None)
         return data
 
     def store(self, files: list[str]) -> None:
@@ -116,18 +110,22 @@ class HubFiles:
         url = hf_hub_url(self.ref.id, file, revision=self.commit, endpoint=self.api.endpoint)
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response:
-            if response.status_code in RETRIED:
-                raise _Again(f"the server answered {response.status_code}", _retry_after(response))
+            # The Hub granted what it forwards to a storage: a refusal there may pass, with a new address.
+            forwarded = response.url.host != httpx.URL(self.api.endpoint).host
+            if response.status_code in RETRIED or (forwarded and response.is_error):
+                raise _Again(f"the server answered {response.status_code}", retry_after(response))
             if response.status_code >= HTTPStatus.BAD_REQUEST:
                 response.read()
                 try:
                     hf_raise_for_status(response)
                 except HfHubHTTPError as error:
                     raise _explained(error, self.ref, self.api, f"{self.label}: {file} cannot be read") from error
-            whole = response.status_code == HTTPStatus.OK and start == 0 and stop == self.sizes.get(file)
+            size = self.sizes.get(file)
+            whole = response.status_code == HTTPStatus.OK and start == 0 and stop == size
             given = response.headers.get("Content-Range", "")
-            if not whole and not given.startswith(f"bytes {start}-{stop - 1}/"):
-                raise _Again(f"asked for bytes {start}-{stop - 1}, the server sent {given or 'the whole file'!r}")
+            part, _, total = given.partition("/")
+            if not whole and (part != f"bytes {start}-{stop - 1}" or total not in ("*", str(size or total))):
+                raise _Again(f"asked for bytes {start}-{stop - 1} of {size}, the server sent {given or 'the whole file'!r}")
             left = stop - start
             for chunk in response.iter_bytes():
                 if len(chunk) > left:
@@ -144,17 +142,10 @@ class HubFiles:
 
 def resolve(ref: ModelRef, api: HfApi) -> str:
     """The commit that a model's revision stands for now. Raises `CheckpointError`, saying what to do."""
-    for failed in count(1):
-        try:
-            commit = api.resolve_revision(ref.id, revision=ref.revision).resolved
-            break
-        except (HfHubHTTPError, RevisionResolutionError) as error:
-            answer = getattr(error.__cause__ if isinstance(error, RevisionResolutionError) else error, "response", None)
-            if answer is None or answer.status_code not in RETRIED or failed == TRIES:
-                raise _explained(error, ref, api, f"{ref} cannot be looked up on {api.endpoint}") from error
-            _wait(failed, _retry_after(answer))
-        except (HFValidationError, LocalTokenNotFoundError, httpx.HTTPError) as error:
-            raise _explained(error, ref, api, f"{ref} cannot be looked up on {api.endpoint}") from error
+    try:
+        commit = patiently(lambda: api.resolve_revision(ref.id, revision=ref.revision).resolved)
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RevisionResolutionError, httpx.HTTPError) as error:
+        raise _explained(error, ref, api, f"{ref} cannot be looked up on {api.endpoint}") from error
     if commit is None:
         raise CheckpointError(f"{ref}: the Hub gave no commit for it.")
     return str(commit)
@@ -180,15 +171,3 @@ def _explained(error: Exception, ref: ModelRef, api: HfApi, problem: str) -> Che
     if isinstance(error, RevisionResolutionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
         return CheckpointError(f"{ref} is not in the local cache, and the Hub cannot be reached: {error}")
     return CheckpointError(f"{problem}: {error}")
-
-
-def _wait(failed: int, asked: float | None) -> None:
-    """Sleep before the next try: as long as the server asks for, or else about twice as long after each failure."""
-    time.sleep(min(LONGEST_WAIT, asked if asked is not None else random.uniform(0.5, 1.0) * 2 ** (failed - 2)))
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):
-        return None

@@ -17,6 +17,8 @@ TILE = 2**16
 """Elements of a product that are computed at once. Tiles start at fixed rows: a range has the same bits however it is cut."""
 KEPT = 16
 """Pairs of factors of one adapter in memory at once: more than threads that merge."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Norm from which on DoRA divides: rows of zeros (padding) stay zeros."""
 PIECE = 2**22
 """Elements of the original that are read at once to measure its columns."""
 
@@ -142,7 +144,7 @@ class Adapted:
             values *= self.recent.get((self.label, "columns"), self._column_scales)
         elif self.magnitude is not None:
             norms = torch.cat([torch.linalg.vector_norm(tile, dim=1) for tile in values.split(self.change.step)])
-            values *= (self.magnitude()[first:last] / norms)[:, None]
+            values *= (self.magnitude()[first:last] / norms.clamp_(min=SMALLEST))[:, None]
         return values.reshape(-1)[start - first * columns : stop - first * columns]
 
     def _sum(self, first: int, last: int) -> Tensor:
@@ -156,4 +158,4 @@ class Adapted:
         step = max(1, PIECE // TILE) * self.change.step
         for first in range(0, self.shape[0], step):
             squares += self._sum(first, min(first + step, self.shape[0])).double().square_().sum(0)
-        return self.magnitude() / squares.sqrt_().to(torch.float32)
+        return self.magnitude() / squares.sqrt_().to(torch.float32).clamp_(min=SMALLEST)

@@ -1,6 +1,7 @@
 """A tensor whose rows are those of other tensors in another order: how models are read in another vocabulary."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -111,9 +112,9 @@ class Rows:
         used = {k: int(self.rows.row[self.rows.source == k].unique().numel()) for k in self.rows.used}
         return sum(self.sources[k].nbytes * rows // max(self.sources[k].shape[0], 1) for k, rows in used.items())
 
-    @property
+    @cached_property
     def _width(self) -> int:
-        return math.prod(self.shape[1:])
+        return math.prod(self.sources[self.own].shape[1:])
 
     def read(self, start: int, stop: int) -> Tensor:
         """Elements [start, stop), flat. Raises `CheckpointError` if they cannot be had."""
@@ -141,27 +142,38 @@ class Rows:
         for k in used:
             mine, order = rows[origin == k].sort(stable=True)
             into = targets[origin == k][order]
-            edges = self._edges(self.sources[k], mine, whole=right - left == self._width)
-            ends = zip(pairwise(edges), mine[edges[:-1]].tolist(), mine[[i - 1 for i in edges[1:]]].tolist(), strict=True)
-            for (a, b), low, high in ends:
-                values = self._block(self.sources[k], low, high, left, right).to(self.dtype)
-                if b - a < len(values) or b - a > 1:
-                    values = values[mine[a:b] - low]
+            for a, b, values in self._values(self.sources[k], mine, left, right):
                 if averages:
                     found.index_add_(0, into[a:b], values)
                 else:
                     found[into[a:b]] = values
         return found.div_(counts.clamp(min=1)[:, None]) if averages else found
 
-    def _edges(self, source: Source, rows: Tensor, whole: bool) -> list[int]:
-        """Where in the wanted `rows` (sorted) a new read begins, and their number."""
+    def _values(self, source: Source, rows: Tensor, left: int, right: int) -> Iterator[tuple[int, int, Tensor]]:
+        """The columns of a source's `rows` (sorted), in few reads and a piece at a time: which of them, and their values."""
+        edges = self._edges(source, rows, whole=right - left == self._width)
+        low, high = rows[edges[:-1]], rows[edges[1:] - 1]
+        length, wanted = high - low + 1, edges.diff()
+        group = (length.cumsum(0) - length) * self._width // PIECE
+        position = rows - (low - (length.cumsum(0) - length)).repeat_interleave(wanted)
+        reads = list(zip(low.tolist(), high.tolist(), strict=True))
+        for i, j in pairwise([0, *(group.diff().nonzero().flatten() + 1).tolist(), len(reads)]):
+            a, b = int(edges[i]), int(edges[j])
+            blocks = [self._block(source, first, last, left, right) for first, last in reads[i:j]]
+            values = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+            if len(values) > b - a or bool((rows[a:b].diff() == 0).any()):
+                values = values[position[a:b] - position[a]]
+            yield a, b, values.to(self.dtype)
+
+    def _edges(self, source: Source, rows: Tensor, whole: bool) -> Tensor:
+        """Where in the wanted `rows` (sorted) a new read begins, and at the end their number."""
         width = max(self._width, 1)
         gap = (GAP if source.near else FAR_GAP) // (width * source.dtype.itemsize)
         step = rows.diff()
         apart = step > (1 + gap if whole else 0)
         # Rows with gaps between them are read at most PIECE elements at once, so that gaps cannot fill the memory.
         apart |= (step > 1) & ((rows // max(PIECE // width, 1)).diff() > 0)
-        return [0, *(apart.nonzero().flatten() + 1).tolist(), len(rows)]
+        return torch.cat([torch.zeros(1, dtype=torch.int64), apart.nonzero().flatten() + 1, torch.tensor([len(rows)])])
 
     def _block(self, source: Source, low: int, high: int, left: int, right: int) -> Tensor:
         """Rows from `low` to `high`, both included; of a single one the columns [left, right)."""

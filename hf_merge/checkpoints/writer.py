@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from hf_merge.checkpoints.index import DTYPES
 from hf_merge.errors import RecipeError
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
 PATTERN = "model{suffix}.safetensors"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -58,19 +61,26 @@ class Shard:
         return len(self.header) + sum(spec.nbytes for spec in self.tensors.values())
 
 
+def bytes_of(size: int | str, name: str) -> int:
+    """A number of bytes, also from a text with a decimal unit such as "5GB". Raises `RecipeError` that names the option."""
+    found = _SIZE.fullmatch(str(size).strip().upper())
+    if not found or float(found[1]) <= 0:
+        raise RecipeError(f"{name} is a size such as 5GB, 500MB or a number of bytes, got {size!r}.")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
 def plan_shards(tensors: Mapping[str, TensorSpec], max_shard_size: int | str = "5GB") -> list[Shard]:
     """Distribute tensors over shards of at most `max_shard_size` (bytes, or decimal units such as "5GB"), in their order.
 
     A tensor larger than that has a shard of its own. Names are the Hub's: `model.safetensors`, or
     `model-00001-of-0000N.safetensors`. Raises `RecipeError` for a size that is none.
     """
-    size = int(max_shard_size) if str(max_shard_size).isdecimal() else max_shard_size
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(tensors), get_storage_size=lambda spec: spec.nbytes, filename_pattern=PATTERN, max_shard_size=size
-        )
-    except ValueError as error:
-        raise RecipeError(f"max_shard_size is a size such as 5GB, 500MB or a number of bytes, got {size!r}.") from error
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern=PATTERN,
+        max_shard_size=bytes_of(max_shard_size, "max_shard_size"),
+    )
     return [Shard(file, {n: tensors[n] for n in names}) for file, names in split.filename_to_tensors.items()]
 
 

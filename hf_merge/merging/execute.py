@@ -1,15 +1,11 @@
-"""Carrying out a plan: read ahead, merge block by block on several threads, write shards, in bounded memory."""
+"""Carrying out a plan: read ahead, merge on several threads, write shards, in bounded memory."""
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import BoundedSemaphore, Condition, Lock
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,185 +13,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_merge.checkpoints.checkpoint import READERS
-from hf_merge.checkpoints.source import Held, Source
 from hf_merge.checkpoints.writer import Shard, ShardFile
-from hf_merge.errors import MergeError
-from hf_merge.merging.plan import MergePlan, TensorJob
-from hf_merge.tensors.rng import Draws
+from hf_merge.merging.merger import Merger, Piece, one_torch_thread, pieces_of
+from hf_merge.merging.plan import MergePlan
 
 IN_FLIGHT = 128 * 2**20
 """Bytes of source tensors from the network that are in memory at once; a piece that is larger by itself is read alone."""
 HELD = 2**30
 """Bytes of one tensor's sources up to which what has to be seen twice is kept and not fetched twice."""
 OPEN_SHARDS = 2
-"""Output shards on disk at once where they are not kept: one that is written, one that is handed over."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Elements [start, stop) of a job's tensor, to be merged by one thread.
-
-    What has to be measured first is one piece: all of the tensor. `job`'s sources may be held in memory.
-    """
-
-    job: TensorJob
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to be fetched for it."""
-        share = (self.stop - self.start) / max(1, self.job.elements)
-        return int(share * sum(source.nbytes for source in self.job.inputs if not source.near))
-
-    def starts(self) -> range:
-        """Where its blocks start; an empty tensor is one empty block."""
-        return range(self.start, max(self.stop, self.start + 1), self.job.block)
-
-    def parts(self) -> "Iterator[Piece]":
-        """It, in parts of which one at a time is brought near; all of it, if it is near."""
-        if self.nbytes == 0:
-            yield self
-            return
-        for start, stop in self.job.pieces():
-            if self.start <= start and stop <= self.stop:
-                yield Piece(self.job, start, stop).fetched()
-
-    def fetched(self) -> "Piece":
-        """The same piece with what is far away brought into memory."""
-
-        def near(source: Source) -> Source:
-            return source if source.near else Held(source, source.read(self.start, self.stop), self.start)
-
-        job = self.job
-        held = replace(job, sources=tuple(map(near, job.sources)), base=None if job.base is None else near(job.base))
-        return Piece(held, self.start, self.stop)
-
-
-class Merger:
-    """Merges the tensors of a plan on a `device`. What is measured over the whole model is measured once, when first asked for."""
-
-    def __init__(self, plan: MergePlan, device: torch.device) -> None:
-        self.plan, self.device = plan, device
-        self._model_state: list[Any] = []
-        self._lock = Lock()
-
-    def merge(self, piece: Piece, write: Callable[[int, Tensor], None]) -> None:
-        """Merge a piece block by block and `write` each block's start and its values in the job's dtype.
-
-        A tensor's values are the same whatever pieces it is cut into. Raises `MergeError` that names the tensor for values
-        that are not finite and for results that overflow the dtype.
-        """
-        job, arguments = piece.job, dict(piece.job.arguments)
-        scaling = arguments.pop("scaling", 1.0)
-        state = self._state(piece, arguments)
-        for near in piece.parts():
-            for s in near.starts():
-                write(s, self._block(near.job, s, arguments, scaling, state))
-
-    def _block(self, job: TensorJob, start: int, arguments: dict[str, Any], scaling: float, state: Any) -> Tensor:
-        if job.method is None:
-            return job.sources[0].read(start, min(start + job.block, job.elements)).to(job.spec.dtype)
-        block, anchor = self._stack(job, start)
-        merged = job.method.merge_block(
-            block,
-            arguments,
-            rng=self._draws(job, start // job.block),
-            measured=state,
-            start=start + (job.offset if job.whole_model else 0),
-            shape=job.spec.shape,
-        )
-        if anchor is not None:
-            merged = merged.mul_(scaling) if scaling != 1 else merged
-            merged = merged.add_(anchor)
-        result = merged.to("cpu", job.spec.dtype)
-        seen = result if job.spec.dtype is torch.float16 else merged
-        if not math.isfinite(float(seen.sum())) and not torch.isfinite(seen).all():
-            raise MergeError(
-                f"Tensor {job.name!r} overflows {str(job.spec.dtype).removeprefix('torch.')} after {job.method.name}: "
-                "choose dtype bfloat16 or float32, or smaller numbers."
-            )
-        return result
-
-    def _state(self, piece: Piece, arguments: dict[str, Any]) -> Any:
-        """What the method measures of the tensor, or of the whole model."""
-        job = piece.job
-        if job.method is None or job.method.measure is None:
-            return None
-        if not job.whole_model:
-            return job.method.measured(
-                lambda: self._blocks(job),
-                job.elements,
-                arguments,
-                shape=job.spec.shape,
-                draws=lambda number: self._draws(job, number),
-            )
-        with self._lock:
-            if not self._model_state:
-                merged = [j for j in self.plan.jobs.values() if j.method is not None]
-                total = sum(j.elements for j in merged)
-                blocks = lambda: (block for j in merged for block in self._blocks(j))  # noqa: E731
-                self._model_state.append(job.method.measured(blocks, total, arguments))
-        return self._model_state[0]
-
-    def _blocks(self, job: TensorJob) -> Iterator[Tensor]:
-        """The stacked blocks of a whole tensor; what is far away is fetched piece by piece."""
-        for near in Piece(job, 0, job.elements).parts():
-            for s in near.starts():
-                yield self._stack(near.job, s)[0]
-
-    def _stack(self, job: TensorJob, start: int) -> tuple[Tensor, Tensor | None]:
-        """One block of all sources in float32, less the base's if there is one; and the base's."""
-        stop = min(start + job.block, job.elements)
-        block = torch.empty(len(job.sources), stop - start, device=self.device)
-        anchor = None if job.base is None else job.base.read(start, stop).to(self.device, torch.float32, copy=True)
-        for row, source in zip(block, job.sources, strict=True):
-            row.copy_(source.read(start, stop))
-            if anchor is not None and not source.delta:
-                row -= anchor
-        # A sum shows an infinity or NaN in one pass; finite numbers that add up to one are looked at again.
-        if not math.isfinite(float(block.sum())) and not torch.isfinite(block).all():
-            _blame(job, start, stop)
-        return block, anchor
-
-    def _draws(self, job: TensorJob, number: int) -> Draws:
-        return Draws(self.plan.recipe.seed, job.models, job.name, number)
-
-
-def _blame(job: TensorJob, start: int, stop: int) -> None:
-    for source in job.inputs:
-        broken = int((~torch.isfinite(source.read(start, stop).float())).sum())
-        if broken:
-            raise MergeError(f"{source.label} holds {broken} or more values that are NaN or infinite.")
-    raise MergeError(f"Tensor {job.name!r}: the difference from the base overflows float32.")
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Blocks are too small for torch's own threads, and with one thread sums have one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def merge_tensor(merger: Merger, job: TensorJob) -> Tensor:
-    """A job's whole tensor in memory."""
-    result = torch.empty(job.elements, dtype=job.spec.dtype)
-
-    def write(start: int, values: Tensor) -> None:
-        result[start : start + len(values)] = values
-
-    merger.merge(Piece(job, 0, job.elements), write)
-    return result.reshape(job.spec.shape)
-
-
-def pieces_of(job: TensorJob) -> Iterator[Piece]:
-    """A job's pieces: one if it has to be measured first."""
-    for start, stop in [(0, job.elements)] if job.measures else job.pieces():
-        yield Piece(job, start, stop)
+"""Output shards at once between their first tensor and the end of what is done with them when they are whole."""
 
 
 class _ReadAhead:

@@ -12,7 +12,7 @@ from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import align
 from hf_merge.merging.architecture import known_config, model_class, without_bars
-from hf_merge.merging.execute import Merger, merge_tensor, one_torch_thread
+from hf_merge.merging.merger import Merger, merge_tensor, one_torch_thread
 from hf_merge.merging.plan import MergePlan, Opened, plan
 from hf_merge.recipes.recipe import Recipe
 

@@ -142,9 +142,9 @@ class MergePlan:
         )
 
 
-def open_inputs(recipe: Recipe, api: HfApi | None = None) -> dict[ModelRef, Checkpoint]:
-    """The checkpoints of a recipe's models, each opened (and pinned) once."""
-    return {ref: Checkpoint(ref, api) for ref in recipe.inputs}
+def open_inputs(recipe: Recipe, api: HfApi | None = None, *, pickles: bool = False) -> dict[ModelRef, Checkpoint]:
+    """The checkpoints of a recipe's models, each opened (and pinned) once. `pickles` allows those that are only pickles."""
+    return {ref: Checkpoint(ref, api, pickles=pickles) for ref in recipe.inputs}
 
 
 def plan(

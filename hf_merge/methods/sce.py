@@ -60,8 +60,10 @@ def sce(
 
 def _spread(block: Tensor) -> Tensor:
     """Root of the sum of squared differences from the models' mean `(1, b)`: orders as the variance, and does not underflow."""
-    mean = block.sum(0, dtype=torch.float64).div_(len(block))
-    total = torch.zeros_like(mean)
+    mean, total = torch.zeros(2, block.shape[1], dtype=torch.float64, device=block.device)
+    for row in block:
+        mean += row
+    mean /= len(block)
     for row in block:
         difference = mean - row
         total.addcmul_(difference, difference)

@@ -138,11 +138,6 @@ class Recipe:
         return (self.base or self.models[0].ref).plain
 
     @property
-    def _lender(self) -> ModelRef | None:
-        """The first model where it is as if it were the base."""
-        return self.models[0].ref if METHODS[self.method].ordered else None
-
-    @property
     def deltas(self) -> bool:
         """Whether differences from the base are merged."""
         return METHODS[self.method].deltas(self.base is not None)
@@ -213,9 +208,10 @@ class Recipe:
         Where the method draws random numbers, also what keys them: the models' names and the seed.
         """
         random = METHODS[self.method].random
+        first = self.models[0].ref if METHODS[self.method].ordered else None  # as if it were the base
         content = {
             "method": self.method,
-            "base": None if self.base is None or self.base == self._lender else str(self.base),
+            "base": str(self.base) if self.base and self.base != first else None,
             "models": [[str(m.ref), m.name if random else None] for m in self.models],
             "arguments": self.arguments() if self.constant else self._written(),
             "dtype": self.dtype,
@@ -229,15 +225,15 @@ class Recipe:
 
     def _written(self) -> list[Any]:
         """Every value that holds in the end, slice by slice, as JSON."""
-        if self.layers is None:
-            return [_plain(values) for values in self.values()]
-        written = []
-        place = {"": None} | {m.name: i for i, m in enumerate(self.models)}
-        for part in sorted(self.layers.slices, key=lambda part: part.module):
-            merged = [s for s in part.sources if s.model]
-            own = [s for s in part.sources if not s.model and (s.start, s.stop) != (merged[0].start, merged[0].stop)]
-            ranges = [[place[s.model], s.start, s.stop] for s in (*own, *merged)]
-            written.append([part.module, ranges, *(_plain(values) for values in self.values(part))])
+        written: list[Any] = []
+        place = {m.name: i for i, m in enumerate(self.models)}
+        for part in sorted(self.layers.slices, key=lambda part: part.module) if self.layers else [None]:
+            own, shared = self.values(part)
+            written.append([{name: plain(value) for name, value in values.items()} for values in (*own, shared)])
+            if part is not None:
+                merged = [(place[s.model], s.start, s.stop) for s in part.sources if s.model]
+                bases = [(None, s.start, s.stop) for s in part.sources if not s.model and (s.start, s.stop) != merged[0][1:]]
+                written.append([part.module, bases, merged])
         return written
 
     def __str__(self) -> str:
@@ -255,11 +251,6 @@ class Recipe:
         shown = {k: v for k, v in numbers.items() if k not in own and usual.get(k) is not v}
         shared = "".join(f", {k} {v if isinstance(v, bool) else format(v, '.3g')}" for k, v in shown.items())
         return f"{METHODS[self.method].title} of {', '.join(models)}{shared}{on}"
-
-
-def _plain(values: Any) -> Any:
-    """The values of `Recipe.values` as JSON."""
-    return [_plain(v) for v in values] if isinstance(values, list) else {name: plain(value) for name, value in values.items()}
 
 
 def distinct(models: tuple[RecipeModel, ...]) -> tuple[RecipeModel, ...]:

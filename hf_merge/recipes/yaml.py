@@ -224,8 +224,8 @@ def _slice(recipe: Recipe, part: Slice) -> dict[str, Any]:
 
 def _module(slices: list[dict[str, Any]]) -> dict[str, Any]:
     """A module of slices, or of models where it is all layers of them."""
-    whole = len(slices) == 1 and all(source["layer_range"] == [0, None] for source in slices[0]["sources"])
-    if not whole:
+    whole = all(source["layer_range"] == [0, None] for source in slices[0]["sources"])
+    if not whole or len(slices) > 1 or "base_model" in slices[0]:
         return {"slices": slices}
     models = [{k: v for k, v in source.items() if k != "layer_range"} for source in slices[0]["sources"]]
     return {"models": models} | {k: v for k, v in slices[0].items() if k != "sources"}

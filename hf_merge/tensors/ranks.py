@@ -13,7 +13,6 @@ from hf_merge.tensors.rng import STEPS, Draws
 from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, kept, per_model, trim
 
 _MAGNITUDE = 0x7FFFFFFF
-_INDEX = 0xFFFFFFFF
 
 
 def magprune(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int, rng: Draws, rescale: bool = True) -> Tensor:
@@ -92,13 +91,18 @@ def _by_rank(rows: Tensor, values: Tensor) -> Tensor:
     """`values` `(row,)`, the largest magnitude's first, at the places of the magnitudes in `rows`."""
     if values[0] == values[-1]:
         return values.expand(rows.shape)
-    keys = (rows.view(torch.int32).bitwise_not() & _MAGNITUDE).long().bitwise_left_shift_(32)
-    keys += torch.arange(rows.shape[1], device=rows.device)
+    # One sort of keys that hold the magnitude, the largest first, above the place. Differences of 16-bit floats have so few
+    # digits that both fit into 32 bits, which sort in half of the time.
+    width = (rows.shape[1] - 1).bit_length()
+    place = (1 << width) - 1
+    keys = rows.view(torch.int32).bitwise_not() & _MAGNITUDE
+    keys = keys & ~place if bool(((keys & place) == place).all()) else keys.long().bitwise_left_shift_(width)
+    keys |= torch.arange(rows.shape[1], dtype=keys.dtype, device=rows.device)
     if keys.is_cuda:
         keys = keys.sort(dim=1).values
     else:
         keys.numpy().sort(axis=1)  # in place; half of the time that torch needs
-    places = keys.bitwise_and_(_INDEX)
+    places = keys.bitwise_and_(place).long()
     return torch.empty(rows.shape, dtype=values.dtype, device=rows.device).scatter_(1, places, values.expand(rows.shape))
 
 

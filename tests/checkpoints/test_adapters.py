@@ -268,6 +268,17 @@ def test_tied_tensors_that_stay_tied_are_read_once(config: dict[str, Any], make:
         torch.testing.assert_close(merged(tokens).logits, running(tokens).logits, atol=1e-5, rtol=0)
 
 
+def test_dora_keeps_rows_of_zeros(make: Maker, tmp_path: Path) -> None:
+    (base,) = make("llama", 1)
+    model = loaded(base, "llama")
+    model.state_dict()["model.layers.0.self_attn.q_proj.weight"][5] = 0
+    model.save_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)).save_pretrained(str(tmp_path / "adapter"))
+    values = whole(opened(tmp_path / "adapter").sources(*base_of(base))["model.layers.0.self_attn.q_proj.weight"])
+    assert values.isfinite().all()
+    assert not values[5].any()
+
+
 def test_a_config_that_calls_conv1d_linear_is_overruled_by_shapes(make: Maker, tmp_path: Path) -> None:
     (base,) = make("gpt2", 1)
     folder = save_adapter(base, tmp_path / "adapter", "gpt2", r=4, target_modules=["c_attn", "c_proj"])

@@ -1,5 +1,6 @@
 """Reading from a Hub that misbehaves: the right bytes or an error that says what to do, and never a token in it."""
 
+import gzip
 import json
 import logging
 import mmap
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -22,13 +23,15 @@ from huggingface_hub import HfApi, hf_hub_download
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from hf_merge import patience
 from hf_merge.checkpoints import hub as hub_module
 from hf_merge.checkpoints.checkpoint import Checkpoint, hub_api
-from hf_merge.checkpoints.hub import LARGE, LONGEST_WAIT, TRIES, HubFiles
+from hf_merge.checkpoints.hub import LARGE, HubFiles
 from hf_merge.demo.hub.faults import RequestRecord
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import CheckpointError, RecipeError
 from hf_merge.model_ref import ModelRef
+from hf_merge.patience import LONGEST_WAIT, TRIES
 
 TENSORS = {"a": torch.arange(150_000, dtype=torch.float32).reshape(300, 500), "b": torch.arange(7).to(torch.bfloat16)}
 SAVED = bytes(save(TENSORS))
@@ -42,7 +45,7 @@ LOOKUP = r"^/api/models/[^/]+/[^/]+(/revision/.*)?$"
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been waited; nobody waits."""
     found: list[float] = []
-    monkeypatch.setattr(hub_module, "time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=found.append))
     return found
 
 
@@ -152,7 +155,7 @@ def test_other_bytes_than_asked_for_are_never_taken(kind: str, model: Checkpoint
     hub.fault(kind, SHARD, times=2)  # type: ignore[arg-type]
     assert torch.equal(model.read("a", 10, 20), flat("a")[10:20])
     hub.fault(kind, SHARD, times=None)  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=r"asked for bytes \d+-\d+, the server sent"):
+    with pytest.raises(CheckpointError, match=r"asked for bytes \d+-\d+ of \d+, the server sent"):
         model.read("a", 10, 20)
 
 
@@ -338,8 +341,165 @@ def test_a_token_stays_with_the_hub_when_it_forwards_to_its_storage(
 ) -> None:
     endpoint, seen = forwarding
     files = HubFiles(ModelRef("org/model", "a" * 40), HfApi(endpoint=endpoint, token="hf_secret"))
+    files.sizes = {"model.safetensors": len(SAVED)}
     assert bytes(files.read_bytes("model.safetensors", 8, 100)) == SAVED[8:100]
     assert seen == {"127.0.0.1": "Bearer hf_secret", "localhost": None}
+
+
+Given = tuple[int, dict[str, str], bytes]
+"""Status, headers and body of an answer."""
+Answer = Callable[[int, int], Given]
+"""What a storage answers when it is asked for the bytes [start, stop)."""
+Storage = tuple[HubFiles, list[Answer]]
+
+
+def right(start: int, stop: int) -> Given:
+    return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(SAVED)}"}, SAVED[start:stop]
+
+
+def of_another_size(start: int, stop: int) -> Given:
+    return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(SAVED) + 1}"}, bytes(stop - start)
+
+
+def fewer(start: int, stop: int) -> Given:
+    return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(SAVED)}"}, SAVED[start : stop - 30]
+
+
+def fewer_and_saying_so(start: int, stop: int) -> Given:
+    return right(start, stop - 30)
+
+
+def a_page_for_people(start: int, stop: int) -> Given:
+    return 200, {"Content-Type": "text/html"}, b"<html>Please log in to this network</html>"
+
+
+def forbidden(start: int, stop: int) -> Given:
+    return 403, {}, b"<Error><Code>AccessDenied</Code></Error>"
+
+
+def gone(start: int, stop: int) -> Given:
+    return 404, {}, b""
+
+
+def busy(start: int, stop: int) -> Given:
+    return 503, {"Retry-After": "2"}, b""
+
+
+def garbled(start: int, stop: int) -> Given:
+    return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(SAVED)}", "Content-Encoding": "gzip"}, SAVED[start:stop]
+
+
+def in_circles(start: int, stop: int) -> Given:
+    return 302, {"Location": "/storage"}, b""
+
+
+def nowhere(start: int, stop: int) -> Given:
+    return 302, {"Location": "http://localhost:1/storage"}, b""
+
+
+def to_another_world(start: int, stop: int) -> Given:
+    return 302, {"Location": "ftp://localhost/storage"}, b""
+
+
+def more(start: int, stop: int) -> Given:
+    return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(SAVED)}"}, SAVED[start : stop + 5]
+
+
+def packed(start: int, stop: int) -> Given:
+    status, headers, body = right(start, stop)
+    return status, headers | {"Content-Encoding": "gzip"}, gzip.compress(body)
+
+
+def packed_and_more(start: int, stop: int) -> Given:
+    status, headers, body = more(start, stop)
+    return status, headers | {"Content-Encoding": "gzip"}, gzip.compress(body)
+
+
+@pytest.fixture
+def storage() -> Iterator[Storage]:
+    """A file on a Hub that forwards to a storage, and the storage's next answers; without any it answers right."""
+    answers: list[Answer] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host, _, port = self.headers["Host"].partition(":")
+            first, last = (int(text) for text in self.headers["Range"].removeprefix("bytes=").split("-"))
+            if host == "127.0.0.1":
+                status, headers, body = 302, {"Location": f"http://localhost:{port}/storage"}, b""
+            else:
+                status, headers, body = (answers.pop(0) if answers else right)(first, last + 1)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        files = HubFiles(ModelRef("org/model", "a" * 40), HfApi(endpoint=f"http://127.0.0.1:{server.server_port}"))
+        files.sizes = {"model.safetensors": len(SAVED)}
+        yield files, answers
+        server.shutdown()
+
+
+PASSING = [
+    of_another_size,
+    fewer,
+    fewer_and_saying_so,
+    a_page_for_people,
+    forbidden,
+    gone,
+    busy,
+    garbled,
+    in_circles,
+    nowhere,
+    to_another_world,
+]
+
+
+@pytest.mark.parametrize("odd", PASSING)
+def test_a_storage_that_fails_is_asked_again_by_way_of_the_hub(odd: Answer, storage: Storage, waits: list[float]) -> None:
+    files, answers = storage
+    answers += [odd, odd]
+    assert bytes(files.read_bytes("model.safetensors", 100, 1100)) == SAVED[100:1100]
+    assert len(waits) == (0 if odd is in_circles else 2)
+
+
+@pytest.mark.parametrize("odd", [odd for odd in PASSING if odd is not fewer])
+def test_a_storage_that_fails_for_ever_is_an_error_that_names_the_file(
+    odd: Answer, storage: Storage, waits: list[float]
+) -> None:
+    files, answers = storage
+    answers += [odd] * 200
+    with pytest.raises(CheckpointError, match=rf"org/model@aaaaaaaa: bytes 100-1100 of model.safetensors .* {TRIES} tries"):
+        files.read_bytes("model.safetensors", 100, 1100)
+    assert len(waits) == TRIES - 1
+
+
+@pytest.mark.parametrize("odd", [more, packed_and_more])
+def test_more_bytes_than_were_asked_for_are_an_error(odd: Answer, storage: Storage) -> None:
+    files, answers = storage
+    answers += [odd]
+    with pytest.raises(CheckpointError, match=r"more bytes of model\.safetensors than were asked for"):
+        files.read_bytes("model.safetensors", 100, 1100)
+
+
+def test_an_answer_that_is_packed_is_unpacked(storage: Storage) -> None:
+    files, answers = storage
+    answers += [packed]
+    assert bytes(files.read_bytes("model.safetensors", 100, 1100)) == SAVED[100:1100]
+
+
+def test_a_model_that_is_deleted_in_between_is_an_error_that_names_it(hub: LocalHub) -> None:
+    hub.seed("demo/deleted", {"model.safetensors": SAVED})
+    opened = Checkpoint(ModelRef("demo/deleted"))
+    assert opened.index.tensors.keys() == TENSORS.keys()
+    HfApi().delete_repo("demo/deleted")
+    with pytest.raises(CheckpointError, match="demo/deleted is not on http"):
+        opened.read("a")
 
 
 # The local cache

@@ -205,6 +205,24 @@ def test_a_delta_lacks_nothing_but_changes_nothing(make: Maker) -> None:
     assert torch.equal(delta, torch.cat([load_file(two / "model.safetensors")[EMBED], torch.zeros(1, 32)]))
 
 
+def test_a_delta_lends_no_rows(make: Maker) -> None:
+    base, one = make("llama", 2)
+    grow(one, "<one>")
+    plan, inputs = vocabulary(base, one)
+    found = plan.realigned([Stored(inputs[0], EMBED), Stored(inputs[1], EMBED, delta=True)])
+    assert found[0] is not None
+    assert not found[0].read(96 * 32, 97 * 32).any()
+
+
+def test_a_token_that_is_left_out_does_not_pass_for_padding(make: Maker) -> None:
+    base, one = make("llama", 2)
+    grow(base, rows=104)
+    grow(one, "<one>", rows=104)
+    plan, inputs = vocabulary(base, one, source="base")
+    stored = [load_file(folder / "model.safetensors")[EMBED] for folder in (base, one)]
+    assert torch.equal(tables(plan, inputs)[1][96:], torch.cat([stored[0][96:97], stored[1][97:]]))
+
+
 def test_the_bases_vocabulary_leaves_out_the_others_and_says_so(make: Maker) -> None:
     base, one = make("llama", 2)
     grow(one, "<one>", "<two>")
@@ -217,7 +235,7 @@ def test_the_bases_vocabulary_leaves_out_the_others_and_says_so(make: Maker) -> 
 def test_a_models_vocabulary_comes_with_its_ids_and_its_configs(make: Maker, tmp_path: Path) -> None:
     (base,) = make("llama", 1)
     words = ["[UNK]", "[EOS]", "[PAD]", *(f"w{i}" for i in reversed(range(93)))]
-    _, one = make("llama", 2, parent="others", words=words, pad_token_id=2, eos_token_id=1)
+    _, one = make("llama", 2, parent="others", words=words, pad_token_id=2, eos_token_id=5)
     (one / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [1, 5], "suppress_tokens": [4], "max_new_tokens": 7})
     )
@@ -230,7 +248,7 @@ def test_a_models_vocabulary_comes_with_its_ids_and_its_configs(make: Maker, tmp
         )
     result = written(plan, inputs, tmp_path / "result")
     config, generation = (json.loads((result / f"{name}.json").read_text()) for name in ("config", "generation_config"))
-    assert (config["pad_token_id"], config["eos_token_id"]) == (2, 1)
+    assert (config["pad_token_id"], config["eos_token_id"]) == (2, 5)
     assert (generation["eos_token_id"], generation["suppress_tokens"]) == ([1, 5], [4])
     assert "max_new_tokens" not in generation
     assert AutoTokenizer.from_pretrained(result)("w3 w92")["input_ids"] == [plan.ids["w3"], plan.ids["w92"]]
@@ -254,6 +272,20 @@ def test_the_result_knows_its_size(make: Maker, tmp_path: Path) -> None:
         "text_config": {"vocab_size": 97},
         "audio": {"vocab_size": 9},
     }
+
+
+def test_the_result_loads_and_reads_the_new_tokens(make: Maker, tmp_path: Path) -> None:
+    base, one = make("llama", 2)
+    grow(one, "<one>")
+    plan, inputs = vocabulary(base, one)
+    result = written(plan, inputs, tmp_path / "result")
+    changed = {name: tables(plan, inputs, name)[0] for name in plan.tensors}
+    save_file(load_file(base / "model.safetensors") | changed, result / "model.safetensors", {"format": "pt"})
+    model, told = AutoModelForCausalLM.from_pretrained(result, output_loading_info=True)
+    assert not any(told.values())
+    ids = AutoTokenizer.from_pretrained(result)("w1 <one> w2", return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 3)
+    assert torch.equal(model.get_input_embeddings()(ids)[0, 1], row(one, "<one>"))
 
 
 def zeros(folder: Path) -> Tensor:

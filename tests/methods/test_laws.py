@@ -54,7 +54,16 @@ def at_densities(methods):
     return pytest.mark.parametrize(("merge", "density"), [pytest.param(m, d, id=f"{m.name}-{d}") for m, d in pairs])
 
 
+def switched():
+    """Every method with its defaults, and with each of its switches turned."""
+    for m in METHODS.values():
+        switches = [name for name, p in m.parameters.items() if isinstance(p.default, bool)]
+        for turned in [{}, *({name: not m.parameters[name].default} for name in switches)]:
+            yield pytest.param(m, turned, id=f"{m.name}-{'-'.join(turned)}")
+
+
 every_method_and_density = at_densities(METHODS.values())
+every_method_and_switch = pytest.mark.parametrize(("merge", "turned"), list(switched()))
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -189,12 +198,13 @@ def test_seed_and_names_matter_only_to_random_methods(merge, key):
     assert torch.equal(merge(stack, **given, **numbers(merge, 0.5)), usual) is not merge.random
 
 
-@every_method_and_density
+@every_method_and_switch
+@pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("shape", [(1,), (16,), (99,), (5, 7)], ids=str)
-def test_streaming_through_one_buffer_gives_the_bits_of_the_tensor_in_memory(merge, density, shape, monkeypatch):
+def test_streaming_through_one_buffer_gives_the_bits_of_the_tensor_in_memory(merge, turned, density, shape, monkeypatch):
     monkeypatch.setattr(method, "BLOCK", 16)
     _, _, stack = models_of(merge, shape)
-    flat, arguments, names = stack.reshape(len(stack), -1), numbers(merge, density), NAMES[: len(stack)]
+    flat, arguments, names = stack.reshape(len(stack), -1), numbers(merge, density) | turned, NAMES[: len(stack)]
     size = merge.block_size(shape)
     buffer, starts = torch.empty(len(stack), size), range(0, flat.shape[1], size)
 
@@ -384,3 +394,11 @@ def test_an_argument_that_a_method_does_not_have_is_refused():
 def test_the_table_cannot_be_changed():
     with pytest.raises(TypeError):
         METHODS["mine"] = replace(METHODS["ties"], name="mine")  # type: ignore[index]
+
+
+@every_method_and_switch
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scale", [1e30, 1.0, 1e-42, 0.0])
+def test_the_result_is_finite_whatever_is_switched(merge, turned, shape, scale):
+    _, _, stack = models_of(merge, shape)
+    assert run(merge, stack * scale, 0.5, **turned).isfinite().all()

@@ -1,17 +1,26 @@
 import hashlib
 import json
+import pickle
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard, constants
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import _http
 
+from hf_merge import patience
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import PublishError
+from hf_merge.patience import TRIES
 from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import CardFacts
 from hf_merge.publishing.push import ShardUpload, check_writable, push_collection
+from hf_merge.publishing.resume import PushState
 
 SECRET = "hf_secretsecretsecret"
 
@@ -225,6 +234,213 @@ def test_requests_carry_our_name(hub: LocalHub, tmp_path: Path) -> None:
     commits = [r for r in hub.requests() if "/commit/" in r.path]
     assert len(commits) == 1
     assert commits[0].user_agent.startswith("hf_merge/0.1.0")
+
+
+# Done again after a kill
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> PushState:
+    """The notes of one push."""
+    return PushState(tmp_path / "pushes", "demo/merge", "a recipe")
+
+
+@pytest.fixture
+def killed(api: HfApi, state: PushState, tmp_path: Path) -> bytes:
+    """A push ended after its first shard was uploaded, whose bytes these are."""
+    upload, path = ShardUpload(api, "demo/merge", state=state), shard(tmp_path, "model.safetensors")
+    content = path.read_bytes()
+    upload.add_shard(path)
+    return content
+
+
+@pytest.mark.parametrize("xet", [False, True])
+def test_a_shard_that_the_hub_holds_is_committed_without_its_bytes(
+    xet: bool, killed: bytes, hub: LocalHub, api: HfApi, state: PushState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    hub.clear_requests()
+    upload = ShardUpload(api, "demo/merge", state=state)
+    assert upload.has("model.safetensors", len(killed))
+    upload.commit({"config.json": b"{}"}, "Merge")
+    assert not any(request.method == "PUT" for request in hub.requests())
+    assert Path(api.hf_hub_download("demo/merge", "model.safetensors", cache_dir=tmp_path / "c")).read_bytes() == killed
+    assert paths(api, "demo/merge") == {"model.safetensors", "config.json"}
+
+
+def test_a_commit_that_was_made_before_the_kill_is_not_made_twice(killed: bytes, api: HfApi, state: PushState) -> None:
+    for _ in range(2):
+        upload = ShardUpload(api, "demo/merge", state=state)
+        assert upload.has("model.safetensors", len(killed))
+        info = upload.commit({"config.json": b"{}"}, "Merge")
+    assert sum(commit.title == "Merge" for commit in api.list_repo_commits("demo/merge")) == 1
+    assert info.oid == api.model_info("demo/merge").sha
+
+
+def lose(hub: LocalHub, content: bytes) -> None:
+    hub.store.get("models", "demo/merge").objects.path(hashlib.sha256(content).hexdigest()).unlink()
+
+
+def test_a_shard_that_the_hub_lost_is_made_again(
+    killed: bytes, hub: LocalHub, api: HfApi, state: PushState, tmp_path: Path
+) -> None:
+    lose(hub, killed)
+    upload = ShardUpload(api, "demo/merge", state=state)
+    assert not upload.has("model.safetensors", len(killed))
+    upload.add_shard(shard(tmp_path, "model.safetensors"))
+    upload.commit({}, "Merge")
+    assert Path(api.hf_hub_download("demo/merge", "model.safetensors", cache_dir=tmp_path / "c")).read_bytes() == killed
+
+
+def test_a_shard_that_the_hub_loses_before_the_commit_fails_it(
+    killed: bytes, hub: LocalHub, api: HfApi, state: PushState
+) -> None:
+    upload = ShardUpload(api, "demo/merge", state=state)
+    assert upload.has("model.safetensors", len(killed))
+    lose(hub, killed)
+    with pytest.raises(PublishError, match=r"commit to demo/merge failed: .*model\.safetensors"):
+        upload.commit({}, "Merge")
+    assert sum(request.method == "PUT" for request in hub.requests()) == 1
+    assert paths(api, "demo/merge") == set()
+    assert not ShardUpload(api, "demo/merge", state=state).has("model.safetensors", len(killed))
+
+
+def test_a_repository_that_was_deleted_holds_nothing(killed: bytes, api: HfApi, state: PushState) -> None:
+    api.delete_repo("demo/merge")
+    assert not ShardUpload(api, "demo/merge", state=state).has("model.safetensors", len(killed))
+
+
+@pytest.mark.parametrize(("name", "more"), [("model.safetensors", 1), ("model-00001-of-00002.safetensors", 0)])
+def test_another_shard_is_not_there(name: str, more: int, killed: bytes, api: HfApi, state: PushState) -> None:
+    assert not ShardUpload(api, "demo/merge", state=state).has(name, len(killed) + more)
+
+
+def test_without_notes_nothing_is_there(killed: bytes, api: HfApi) -> None:
+    assert not ShardUpload(api, "demo/merge").has("model.safetensors", len(killed))
+
+
+def test_a_small_shard_is_not_noted_as_it_is_not_there(api: HfApi, state: PushState, tmp_path: Path) -> None:
+    upload = ShardUpload(api, "demo/merge", state=state)
+    (tmp_path / "weights.txt").write_text("small")
+    upload.add_shard(tmp_path / "weights.txt")
+    assert not ShardUpload(api, "demo/merge", state=state).has("weights.txt", 5)
+
+
+# Several processes
+
+
+def test_one_process_commits_the_shards_of_all(api: HfApi, tmp_path: Path) -> None:
+    names = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "small.txt"}
+    uploads = [ShardUpload(api, "demo/merge") for _ in names]
+    for upload, name in zip(uploads, names, strict=True):
+        upload.add_shard(shard(tmp_path, name, size=64 if name == "small.txt" else 40_000))
+    shards = [found for upload in uploads for found in pickle.loads(pickle.dumps(upload.finished()))]
+    uploads[0].commit({"config.json": b"{}"}, "Merge", also=shards)
+    assert paths(api, "demo/merge") == {*names, "config.json"}
+    for name in names:
+        got = Path(api.hf_hub_download("demo/merge", name, cache_dir=tmp_path / "c")).read_bytes()
+        assert got == shard(tmp_path, name, size=len(got)).read_bytes()
+
+
+# A Hub that misbehaves
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that would have been waited, by us; nobody waits."""
+    found: list[float] = []
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
+    return found
+
+
+FAULTS: list[dict[str, Any]] = [
+    {"kind": "status", "status": 503},
+    {"kind": "status", "status": 429, "retry_after": 2},
+    {"kind": "cut", "at": 0},
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "path", ["/_lfs/*/*[!y]", "/_lfs/*/verify", "*/objects/batch", "*/preupload/*", "*/commit/*", "*/repos/create"]
+)
+def test_a_hub_that_puts_off_gets_the_same_bytes_in_one_commit(
+    path: str, fault: dict[str, Any], hub: LocalHub, api: HfApi, tmp_path: Path, waits: list[float]
+) -> None:
+    # The library asks again six times by itself, but for commits and new repositories.
+    times = TRIES - 1 if path.endswith(("commit/*", "create")) else 8
+    hub.fault(path=path, times=times, **fault)
+    upload, made = ShardUpload(api, "demo/merge"), shard(tmp_path, "model.safetensors", size=400_000)
+    content = made.read_bytes()
+    upload.add_shard(made)
+    upload.commit({"config.json": b"{}"}, "Merge")
+    assert sum(request.fault is not None for request in hub.requests()) >= TRIES - 1
+    assert Path(api.hf_hub_download("demo/merge", "model.safetensors", cache_dir=tmp_path / "c")).read_bytes() == content
+    assert sum(commit.title == "Merge" for commit in api.list_repo_commits("demo/merge")) == 1
+
+
+@pytest.mark.parametrize("at", [1, 100_000, 399_999])
+def test_an_upload_that_is_cut_in_the_middle_arrives_whole(
+    at: int, hub: LocalHub, api: HfApi, tmp_path: Path, waits: list[float]
+) -> None:
+    hub.fault("cut", "/_lfs/*", method="PUT", at=at)
+    upload, made = ShardUpload(api, "demo/merge"), shard(tmp_path, "model.safetensors", size=400_000)
+    content = made.read_bytes()
+    upload.add_shard(made)
+    upload.commit({}, "Merge")
+    assert Path(api.hf_hub_download("demo/merge", "model.safetensors", cache_dir=tmp_path / "c")).read_bytes() == content
+
+
+@pytest.mark.parametrize("path", ["/_lfs/*", "*/commit/*"])
+def test_a_hub_that_puts_off_for_ever_is_given_up_and_shows_nothing(
+    path: str, hub: LocalHub, upload: ShardUpload, api: HfApi, tmp_path: Path, waits: list[float]
+) -> None:
+    hub.fault("status", path, status=503, times=None)
+
+    def push() -> None:
+        upload.add_shard(shard(tmp_path, "model.safetensors"))
+        upload.commit({}, "Merge")
+
+    with pytest.raises(PublishError, match=r"could not be uploaded to demo/merge|commit to demo/merge failed: .*503"):
+        push()
+    assert len(waits) == TRIES - 1
+    assert paths(api, "demo/merge") == set()
+
+
+class Forgetful(HfApi):
+    """A client whose first commit is made, though the answer is lost on the way."""
+
+    commits = 0
+
+    def create_commit(self, *given: Any, **more: Any) -> CommitInfo:
+        self.commits += 1
+        info = super().create_commit(*given, **more)
+        if self.commits == 1:
+            answer = _http.get_session().get(f"{self.endpoint}/nothing")
+            answer.status_code = 504
+            raise HfHubHTTPError("Gateway timeout", response=answer)
+        return info
+
+
+def test_a_commit_whose_answer_was_lost_is_found_and_not_made_again(hub: LocalHub, tmp_path: Path, waits: list[float]) -> None:
+    api = Forgetful(endpoint=hub.endpoint, token="hf_local")
+    hub.seed("demo/merge", {"notes.txt": "x"}, message="Merge")
+    upload = ShardUpload(api, "demo/merge")
+    upload.add_shard(shard(tmp_path, "model.safetensors"))
+    info = upload.commit({"config.json": b"{}"}, "Merge")
+    assert api.commits == 1
+    assert info.oid == api.model_info("demo/merge").sha
+    assert str(info) == f"{hub.endpoint}/demo/merge/commit/{info.oid}"
+    assert paths(api, "demo/merge") == {"notes.txt", "model.safetensors", "config.json"}
+
+
+@pytest.mark.parametrize("path", ["*/whoami-v2", "*/auth-check*"])
+def test_the_question_whether_we_may_write_is_asked_again(path: str, hub: LocalHub, api: HfApi, waits: list[float]) -> None:
+    hub.seed("demo/mine", {"README.md": "x"})
+    hub.fault("status", path, status=429, retry_after=3, times=2)
+    assert check_writable("demo/mine", api) == "demo/mine"
+    assert waits == [3, 3]
 
 
 # A folder, a collection

@@ -262,8 +262,8 @@ def test_slerp_prints_without_numbers_of_models():
 
 
 GOLDEN = {
-    "ties": (recipe(), "8a4f1aef7b7d02cb"),
-    "dare": (recipe(method="dare_linear", seed=3, dtype="bfloat16"), "e64c2c8f2e91e83c"),
+    "ties": (recipe(), "ba59ad79e104fb71"),
+    "dare": (recipe(method="dare_linear", seed=3, dtype="bfloat16"), "a532c6cf57e67ab0"),
     "slerp": (Recipe(method="slerp", models=("org/ada", "org/bob@v1")), "583aa1ac4b97e968"),
 }
 
@@ -405,7 +405,7 @@ def everything(made: Recipe) -> list:
     return [made.arguments(tensor, depth, part) for part in parts for tensor in TENSORS for depth in (0.0, 0.3, 1.0)]
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=200)
 @given(made=recipes())
 def test_a_recipe_survives_the_mapping_and_the_text(made):
     for again in (from_dict(to_dict(made)), loads(dumps(made))):

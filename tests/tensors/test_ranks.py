@@ -67,3 +67,13 @@ def test_in_rows_of_one_element_the_chance_is_the_density():
     kept = magprune(torch.ones(1, 4000), 0.25, 0.2, 1, DRAWS)
     assert kept.unique().tolist() == [0.0, 4.0]
     assert torch.equal(kept[0] != 0, DRAWS.uniform(0, 4000) < STEPS // 4)
+
+
+@pytest.mark.parametrize("digits", [torch.bfloat16, torch.float32], ids=str)
+def test_magnitudes_of_few_and_of_many_digits_are_ranked_alike(digits):
+    rows = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)).to(digits).float()
+    kept = magprune(rows.reshape(1, -1), 0.5, 0.5, 100, DRAWS, rescale=False).reshape(3, 100) != 0
+    draws = DRAWS.uniform(0, 300).reshape(3, 100)
+    for row, mask, drawn in zip(rows.abs().tolist(), kept.tolist(), draws.tolist(), strict=True):
+        order = sorted(range(100), key=lambda i: (-row[i], i))
+        assert mask == [drawn[i] < max(1, round((99 - order.index(i)) / 99 * STEPS)) for i in range(100)]
