@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,9 +50,10 @@ def check(recipe: Recipe | Path | str, *, pickles: bool = False, token: str | bo
     `recipe` may be a `Recipe` or the path of a YAML file. Raises `RecipeError`, `CheckpointError` or `MergeError` with every
     mismatch between the models, or if transformers could not load the result.
     """
-    compiled = _plan(_recipe(recipe), hub_api(token), "5GB", pickles)
+    api = hub_api(token)
+    compiled = _plan(_recipe(recipe), api, "5GB", pickles)
     verify(compiled)
-    return compiled
+    return replace(compiled, licenses=licenses_of(compiled.recipe.inputs, api))
 
 
 def merge(
@@ -149,6 +150,8 @@ def merge_to_hub(
 def result_files(compiled: MergePlan) -> dict[str, bytes]:
     """The small files of a result: companions of the primary model, the shards' index, the pinned recipe."""
     found = companion_files(compiled.primary, compiled.dtype, compiled.config)
+    if compiled.vocabulary:
+        found = compiled.vocabulary.companions(found)
     index = index_json(list(compiled.shards))
     return found | ({INDEX: index} if index else {}) | {RECIPE_FILE: yaml.dumps(compiled.recipe).encode()}
 

@@ -21,15 +21,16 @@ class Alignment:
     tensors: Mapping[str, tuple[str, ...]]
 
 
-def align(inputs: Sequence[Checkpoint], private: str = "refuse", vocabularies: bool = True) -> Alignment:
+def align(inputs: Sequence[Checkpoint], private: str = "refuse", by_token: tuple[str, ...] | None = None) -> Alignment:
     """Match every model's tensors to those of the first one, the primary.
 
     Raises `MergeError` that lists every mismatch: architecture, missing and surplus tensors, shapes, kinds of dtype,
-    vocabulary (unless `vocabularies` is false), labels; `CheckpointError` for weights in codes. Nothing but headers and small files is read. Tied
+    vocabulary, labels; `CheckpointError` for weights in codes. Nothing but headers and small files is read. Tied
     copies (which a checkpoint may or may not hold) are one tensor. Names that differ by a first part ("bert.") are matched.
 
     With a policy for `private` tensors other than "refuse", what only some models have (heads, buffers) is no mismatch: "drop"
     leaves it out, "base" keeps what the primary has of it, "owner" what any model has. Other shapes are private, too.
+    With `by_token`, vocabularies may differ: the rows of these tensors are matched by token and not by number.
     """
     primary, open_heads = inputs[0], private != "refuse"
     _refuse_unreadable(inputs)
@@ -40,8 +41,8 @@ def align(inputs: Sequence[Checkpoint], private: str = "refuse", vocabularies: b
     for checkpoint, tied, own in zip(inputs[1:], ties[1:], lookup[1:], strict=True):
         found = [
             *_config_problems(primary, checkpoint, open_heads),
-            *(_vocabulary_problems(primary, checkpoint) if vocabularies else ()),
-            *(() if open_heads else _tensor_problems(list(names), primary, ties[0], checkpoint, tied, own, vocabularies)),
+            *(_vocabulary_problems(primary, checkpoint) if by_token is None else ()),
+            *(() if open_heads else _tensor_problems(list(names), primary, ties[0], checkpoint, tied, own, by_token or ())),
         ]
         problems += [f"{checkpoint.label}: {problem}" for problem in found]
     if problems:
@@ -50,11 +51,15 @@ def align(inputs: Sequence[Checkpoint], private: str = "refuse", vocabularies: b
         raise MergeError(f"The models do not fit {primary.label}, {number}:{listed}")
     if not open_heads:
         return Alignment({name: tuple(own.get(name, "") for own in lookup) for name in names})
-    return Alignment(dict(_with_private(names, inputs, lookup, private)))
+    return Alignment(dict(_with_private(names, inputs, lookup, private, by_token or ())))
 
 
 def _with_private(
-    names: Iterable[str], inputs: Sequence[Checkpoint], lookup: Sequence[Mapping[str, str]], private: str
+    names: Iterable[str],
+    inputs: Sequence[Checkpoint],
+    lookup: Sequence[Mapping[str, str]],
+    private: str,
+    by_token: tuple[str, ...],
 ) -> Iterable[tuple[str, tuple[str, ...]]]:
     """The tensors that all models have in one shape, and of the others those that the policy keeps, each with one owner."""
     every = list(names)
@@ -63,7 +68,8 @@ def _with_private(
     for name in dict.fromkeys(every):
         places = tuple(own.get(name, "") for own in lookup)
         found = [tensors(c)[place] for c, place in zip(inputs, places, strict=True) if place]
-        if len(found) == len(inputs) and len({(entry.shape, entry.dtype.is_floating_point) for entry in found}) == 1:
+        kinds = {(e.shape[1:] if name in by_token else e.shape, e.dtype.is_floating_point) for e in found}
+        if len(found) == len(inputs) and len(kinds) == 1:
             yield name, places
         elif private != "drop" and (places[0] or private == "owner"):
             owner = next(i for i, place in enumerate(places) if place)
@@ -156,7 +162,7 @@ def _tensor_problems(
     other: Checkpoint,
     tied: Mapping[str, str],
     own: Mapping[str, str],
-    vocabularies: bool,
+    by_token: tuple[str, ...],
 ) -> Iterable[str]:
     for name in names:
         wanted = tensors(primary)[name]
@@ -165,8 +171,7 @@ def _tensor_problems(
                 yield f"tensor {name!r} is missing."
             continue
         entry = tensors(other)[own[name]]
-        # With another vocabulary the first axis of what is as large as it may differ: its rows are matched by token.
-        rows_only = not vocabularies and entry.shape[1:] == wanted.shape[1:]
+        rows_only = name in by_token and entry.shape[1:] == wanted.shape[1:]
         if entry.shape != wanted.shape and not rows_only:
             rows = " (another vocabulary?)" if entry.shape[1:] == wanted.shape[1:] and len(entry.shape) > 1 else ""
             yield f"{name!r} has shape {list(entry.shape)}, {primary.label} has {list(wanted.shape)}{rows}."
@@ -216,5 +221,6 @@ def _vocabulary_difference(first: Mapping[str, int], second: Mapping[str, int], 
         shown = ", ".join(repr(token) for token in sorted(differing)[:3])
         yield (
             f"another vocabulary: {len(differing)} tokens differ from {primary.label}'s {len(first)} "
-            f"({shown}{', …' if len(differing) > 3 else ''}). Merged embeddings would mix up tokens."
+            f"({shown}{', …' if len(differing) > 3 else ''}). Merged embeddings would mix up tokens: "
+            "ask for one vocabulary with `tokenizer: {source: union}`."
         )

@@ -63,9 +63,10 @@ def model_config(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None
     return found
 
 
-def known_config(checkpoint: Checkpoint) -> "PretrainedConfig":
-    """The transformers config of a checkpoint. Raises `MergeError` if transformers does not know its model type."""
-    config = model_config(checkpoint)
+def known_config(checkpoint: Checkpoint, settings: Mapping[str, Any] | None = None) -> "PretrainedConfig":
+    """The transformers config of a checkpoint, or of other `settings` for it. Raises `MergeError` if transformers does not
+    know its model type."""
+    config = model_config(checkpoint, settings)
     if config is None:
         raise MergeError(
             f"{checkpoint.label}: transformers has no model for model_type {checkpoint.config.get('model_type')!r}, "

@@ -1,6 +1,5 @@
 """Carrying out a plan: read ahead, merge on several threads, write shards, in bounded memory."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,12 +14,8 @@ from tqdm.auto import tqdm
 from hf_merge.checkpoints.checkpoint import READERS
 from hf_merge.checkpoints.writer import Shard, ShardFile
 from hf_merge.merging.merger import Merger, Piece, one_torch_thread, pieces_of
-from hf_merge.merging.plan import MergePlan
+from hf_merge.merging.plan import HELD, IN_FLIGHT, THREADS, MergePlan
 
-IN_FLIGHT = 128 * 2**20
-"""Bytes of source tensors from the network that are in memory at once; a piece that is larger by itself is read alone."""
-HELD = 2**30
-"""Bytes of one tensor's sources up to which what has to be seen twice is kept and not fetched twice."""
 OPEN_SHARDS = 2
 """Output shards at once between their first tensor and the end of what is done with them when they are whole."""
 
@@ -194,4 +189,4 @@ def _in_order(plan: MergePlan, shards: Sequence[Shard]) -> Iterator[Piece]:
 
 
 def _workers(device: torch.device) -> int:
-    return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 2
+    return THREADS if device.type == "cpu" else 2

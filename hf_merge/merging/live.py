@@ -33,7 +33,7 @@ class LiveModel:
         self.device = device or torch.device("cpu")
         _fetch(opened)
         compiled, merged = self._merge(recipe)
-        self.model = _build(compiled.primary, merged).eval()
+        self.model = _build(compiled, merged).eval()
         self.model.to(device=self.device)
         self._targets = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters(remove_duplicate=False))}
 
@@ -42,7 +42,7 @@ class LiveModel:
         compiled, merged = self._merge(recipe)
         if not merged.keys() <= self._targets.keys():
             # The checkpoint's layout is not the module's (fused experts, renamed modules): transformers converts it.
-            merged = dict(_build(compiled.primary, merged).state_dict())
+            merged = dict(_build(compiled, merged).state_dict())
         with torch.no_grad():
             for name, tensor in merged.items():
                 self._targets[name].copy_(tensor)
@@ -76,9 +76,10 @@ def _fetch(opened: Opened) -> None:
             checkpoint.store()
 
 
-def _build(primary: Checkpoint, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A transformers model of the primary's config with these tensors (the checkpoint's layout)."""
-    config, cls = known_config(primary), model_class(primary.config)
+def _build(compiled: MergePlan, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A transformers model of the result's config with these tensors (the checkpoint's layout)."""
+    primary = compiled.primary
+    config, cls = known_config(primary, compiled.config), model_class(compiled.config)
     if cls is None:
         raise MergeError(f"{primary.label}: transformers has no class {primary.config.get('architectures')!r}.")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}

@@ -1,5 +1,6 @@
 """From a recipe and the indices of its models to a plan: what is read, merged and written, before a tensor is touched."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +17,23 @@ from hf_merge.checkpoints.writer import Shard, TensorSpec, plan_shards
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import Alignment, align
 from hf_merge.merging.targets import Target, aligned_targets, composed_targets
+from hf_merge.merging.vocabulary import VocabularyPlan, align_vocabularies
 from hf_merge.methods import METHODS
 from hf_merge.methods.method import WHOLE_MODEL, Method
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe
 
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Threads that merge on a CPU."""
+IN_FLIGHT = 128 * 2**20
+"""Bytes of source tensors from the network that are in memory at once; a piece that is larger by itself is read alone."""
+HELD = 2**30
+"""Bytes of one tensor's sources up to which what has to be seen twice is kept and not fetched twice."""
+NETWORK, DISK = 50e6, 1e9
+"""Bytes a second that an estimate expects of them."""
+_COSTS = {"elements": 2e-9, "measured": 8e-9, "rows": 3e-8, "tensor": 5e-7}
+"""Seconds for an element of a model, by what the method works on (measured on one core)."""
+_COPIES = 4
 BLOCKS = 16
 """Blocks of a large tensor that are merged as one piece of work, where the method does not have to measure the whole first."""
 
@@ -86,7 +99,7 @@ class TensorJob:
 class MergePlan:
     """A recipe made concrete: `recipe` pinned to commits, the models that are read, jobs by tensor and output shards.
 
-    `config` is the result's config.json.
+    `config` is the result's config.json, `vocabulary` its tokens if they are not the primary's, `licenses` what the models declare, by id, if that was asked.
     """
 
     recipe: Recipe
@@ -95,6 +108,8 @@ class MergePlan:
     jobs: Mapping[str, TensorJob]
     shards: tuple[Shard, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: VocabularyPlan | None = None
+    licenses: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -121,6 +136,26 @@ class MergePlan:
         """The recipe's dtype for the result; None keeps each tensor's."""
         return getattr(torch, self.recipe.dtype) if self.recipe.dtype else None
 
+    @property
+    def memory(self) -> int:
+        """Bytes of tensors that a merge holds at once, about: blocks and their copies, and what is read ahead from the Hub.
+
+        A method that needs whole tensors holds the largest one of every source.
+        """
+        blocks = max((len(job.inputs) + _COPIES) * min(job.block, job.elements) * 4 for job in self.jobs.values())
+        far = max(sum(s.nbytes for s in job.inputs if not s.near) for job in self.jobs.values())
+        measures = any(job.measures for job in self.jobs.values())
+        return THREADS * blocks + min(far if measures else IN_FLIGHT, HELD if measures else far) + (IN_FLIGHT if far else 0)
+
+    @property
+    def seconds(self) -> float:
+        """How long the merge takes, roughly: what the network and the disk give, or what a core computes if that is longer."""
+        far = sum(s.nbytes for job in self.jobs.values() for s in job.inputs if not s.near)
+        moved = far / NETWORK + (self.bytes_read - far + self.bytes_written) / DISK
+        kind = self.method.block if self.method.measure is None or self.method.block != "elements" else "measured"
+        work = sum(job.elements * len(job.sources) for job in self.jobs.values() if job.method)
+        return max(moved, work * _COSTS[kind] / THREADS)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan's figures, for machines."""
         return {
@@ -131,15 +166,27 @@ class MergePlan:
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
             "shards": [shard.name for shard in self.shards],
+            "memory": self.memory,
+            "seconds": round(self.seconds, 1),
+            "licenses": dict(self.licenses),
         }
 
     def __str__(self) -> str:
-        models = "\n".join(f"  {c.label}: {len(c.index.tensors)} tensors, {c.index.nbytes / 1e6:,.1f} MB" for c in self.inputs)
-        return (
-            f"{self.recipe}\n{models}\n"
-            f"Result: {len(self.jobs)} tensors, {self.parameters:,} parameters, {self.bytes_written / 1e6:,.1f} MB "
-            f"in {len(self.shards)} shard{'s' if len(self.shards) > 1 else ''}; reads {self.bytes_read / 1e6:,.1f} MB."
+        lines = [str(self.recipe)]
+        for checkpoint in self.inputs:
+            license = f", license: {self.licenses[checkpoint.ref.id] or 'not declared'}" if self.licenses else ""
+            size = f"{len(checkpoint.index.tensors)} tensors, {checkpoint.index.nbytes / 1e6:,.1f} MB"
+            lines.append(f"  {checkpoint.label}: {size}{license}")
+        carried = sum(job.method is None for job in self.jobs.values())
+        shards = f"{len(self.shards)} shard{'s' if len(self.shards) > 1 else ''}"
+        lines.append(
+            f"Result: {len(self.jobs)} tensors{f' ({carried} carried over)' if carried else ''}, {self.parameters:,} parameters, "
+            f"{self.bytes_written / 1e6:,.1f} MB in {shards}; reads {self.bytes_read / 1e6:,.1f} MB."
         )
+        if self.vocabulary:
+            lines += [str(self.vocabulary), *(f"Note: {warning}" for warning in self.vocabulary.warnings)]
+        lines.append(f"About {self.seconds:,.0f} s and {self.memory / 1e6:,.0f} MB of memory for tensors on this machine.")
+        return "\n".join(lines)
 
 
 def open_inputs(recipe: Recipe, api: HfApi | None = None, *, pickles: bool = False) -> dict[ModelRef, Checkpoint]:
@@ -152,51 +199,75 @@ def plan(
     opened: Opened,
     *,
     max_shard_size: int | str = "5GB",
-    align: Callable[[Inputs, str], Alignment] = align,
+    align: Callable[[Inputs, str, tuple[str, ...] | None], Alignment] = align,
 ) -> MergePlan:
     """Compile a recipe. Raises `CheckpointError` and `MergeError` for all that headers can tell; reads no tensor."""
     read = [recipe.primary] + ([recipe.base] if recipe.base and recipe.deltas else []) + [m.ref for m in recipe.models]
     inputs = tuple(opened[ref] for ref in dict.fromkeys(read))
     models = {model.name: inputs.index(opened[model.ref]) for model in recipe.models}
     base = inputs.index(opened[recipe.base]) if recipe.base and recipe.deltas else None
-    primary = opened[recipe.primary]
+    pinned = recipe.pinned({ref: checkpoint.commit for ref, checkpoint in opened.items()})
+    asked, anchor = pinned.tokenizer, opened[recipe.base] if recipe.base in read else None
+    vocabulary = align_vocabularies(asked, inputs, anchor) if asked else None
     if recipe.layers is None:
-        targets, config = tuple(aligned_targets(align(inputs, recipe.private), models, base)), primary.config
+        by_token = vocabulary.tensors if vocabulary and asked and asked.source is not None else None
+        targets = tuple(aligned_targets(align(inputs, recipe.private, by_token), models, base))
+        config: Mapping[str, Any] = inputs[0].config
     else:
         composition = composed_targets(recipe.layers, inputs, models, base)
         targets, config = composition.targets, composition.config
-    jobs = _jobs(recipe, targets, inputs)
-    shards = tuple(plan_shards({name: job.spec for name, job in jobs.items()}, max_shard_size))
-    pinned = recipe.pinned({ref: checkpoint.commit for ref, checkpoint in opened.items()})
-    return MergePlan(recipe=pinned, inputs=inputs, primary=primary, jobs=jobs, shards=shards, config=config)
+    jobs = _jobs(recipe, targets, inputs, vocabulary)
+    return MergePlan(
+        recipe=pinned,
+        inputs=inputs,
+        primary=inputs[0],
+        jobs=jobs,
+        shards=tuple(plan_shards({name: job.spec for name, job in jobs.items()}, max_shard_size)),
+        config=vocabulary.configured(config) if vocabulary else config,
+        vocabulary=vocabulary,
+    )
 
 
-def _jobs(recipe: Recipe, targets: tuple[Target, ...], inputs: Inputs) -> dict[str, TensorJob]:
+def _jobs(
+    recipe: Recipe, targets: tuple[Target, ...], inputs: Inputs, vocabulary: VocabularyPlan | None
+) -> dict[str, TensorJob]:
     method, dtype = METHODS[recipe.method], getattr(torch, recipe.dtype) if recipe.dtype else None
     shared = recipe.arguments() if recipe.constant else None
     if shared is None and recipe.arguments().get(WHOLE_MODEL):
         raise MergeError(f"{WHOLE_MODEL} measures all tensors as one, so it cannot be had with numbers that differ by tensor.")
     jobs, offset, views = {}, 0, [tensors(checkpoint) for checkpoint in inputs]
     for target in targets:
-        lender = target.base or target.sources[0]
+        found = {i: views[i][name] for i, name in (*target.sources, *([target.base] if target.base else []))}
         like = views[0].get(target.name) if recipe.layers is None else None
-        like = like or views[lender[0]][lender[1]]
+        like = like or found[(target.base or target.sources[0])[0]]
+        if vocabulary and target.name in vocabulary.tensors:
+            found, like = _by_token(found, like, vocabulary, len(inputs))
         floating = like.dtype.is_floating_point
         spec = TensorSpec(like.shape, dtype if dtype and floating else like.dtype)
         if not target.models or not floating:
             i, name = target.sources[0] if recipe.layers or not target.models else (0, target.name)
-            jobs[target.name] = TensorJob(target.name, spec, (views[i][name],))
+            jobs[target.name] = TensorJob(target.name, spec, (found.get(i) or views[i][name],))
             continue
-        names = tuple(name for _, name in target.sources)
         jobs[target.name] = TensorJob(
             target.name,
             spec,
-            tuple(views[i][name] for i, name in target.sources),
-            views[target.base[0]][target.base[1]] if target.base else None,
+            tuple(found[i] for i, _ in target.sources),
+            found[target.base[0]] if target.base else None,
             method,
             target.models,
-            shared or recipe.arguments(target.name, target.depth, target.part, names),
+            shared or recipe.arguments(target.name, target.depth, target.part, [name for _, name in target.sources]),
             offset,
         )
         offset += prod(like.shape)
     return jobs
+
+
+def _by_token(
+    found: Mapping[int, Source], like: Source, vocabulary: VocabularyPlan, inputs: int
+) -> tuple[dict[int, Source], Source]:
+    """Sources of one tensor in the rows of the result's vocabulary; and the primary's."""
+    every = [found.get(i) for i in range(inputs)]
+    every[0] = every[0] or like
+    rows = vocabulary.realigned(every)
+    there = {i: source for i, source in enumerate(rows) if source is not None}
+    return there, there[0]

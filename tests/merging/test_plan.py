@@ -163,9 +163,9 @@ def test_alignment_is_asked_for_the_models_that_are_read(make: Maker) -> None:
     recipe = recipe_of("linear", make("llama", 3))
     seen: list[tuple[Checkpoint, ...]] = []
 
-    def aligned(inputs: tuple[Checkpoint, ...], private: str) -> plan_module.Alignment:
+    def aligned(inputs: tuple[Checkpoint, ...], *how: object) -> plan_module.Alignment:
         seen.append(inputs)
-        return plan_module.align(inputs, private)
+        return plan_module.align(inputs, *how)  # type: ignore[arg-type]
 
     found = planned(recipe, align=aligned)
     assert seen == [found.inputs]
