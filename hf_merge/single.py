@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import HfApi
 
+from hf_merge.cache import cache_folder
 from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.checkpoints.companions import companion_files
 from hf_merge.checkpoints.index import INDEX
@@ -26,6 +27,7 @@ from hf_merge.publishing.card import RECIPE_FILE, render
 from hf_merge.publishing.facts import CardFacts
 from hf_merge.publishing.license import licenses_of
 from hf_merge.publishing.push import ShardUpload, check_writable
+from hf_merge.publishing.resume import PushState
 from hf_merge.recipes import yaml
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.search.trial import Trial
@@ -33,6 +35,8 @@ from hf_merge.version import __version__
 
 MARKER = ".hf_merge.json"
 """Stands in a folder as long as the merge into it is not finished; says which one it is."""
+PUSHES = "pushes"
+"""Folder of the cache for merges on their way to the Hub: what was uploaded, and the shards under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +141,31 @@ def merge_to_hub(
     max_memory: int | None = None,
     progress: bool = True,
 ) -> str:
-    """Carry out a plan into a repository: every shard is uploaded and dropped as soon as it is whole, one commit at the end."""
-    if PartialState().num_processes > 1:
-        raise MergeError("Several processes cannot push one merge yet: merge into a folder and push that, or use one process.")
-    upload = ShardUpload(api=api, repo_id=repo_id, private=private)
-    with _written(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="hf_merge-") as folder:
-        execute(compiled, Path(folder), finished=upload.add_shard, max_memory=max_memory, progress=progress)
-        everything = {**result_files(compiled), **files}
-        return str(upload.commit(everything, message or f"Merge with {compiled.method.title}"))
+    """Carry out a plan into a repository: every shard is uploaded and dropped as soon as it is whole, one commit at the end.
+
+    A push that was cut off goes on when it is done again; several processes share the shards, and the main one commits.
+    """
+    processes = PartialState()
+    state = PushState(cache_folder(PUSHES), str(api.endpoint), repo_id, _mark(compiled))
+    with _written(state.folder), state.scratch(processes.process_index) as folder:
+        upload = ShardUpload(api, repo_id, private=private, state=state)
+        execute(
+            compiled,
+            folder,
+            finished=upload.add_shard,
+            skip=lambda shard: upload.has(shard.name, shard.nbytes),
+            max_memory=max_memory,
+            progress=progress,
+        )
+        shards = gather_object(upload.finished())
+        where = [""]
+        if processes.is_main_process:
+            everything = {**result_files(compiled), **files}
+            where = [str(upload.commit(everything, message or f"Merge with {compiled.method.title}", also=shards))]
+        broadcast_object_list(where)
+    processes.wait_for_everyone()
+    state.remove()
+    return where[0]
 
 
 def result_files(compiled: MergePlan) -> dict[str, bytes]:
@@ -202,7 +223,7 @@ def _prepare(folder: Path, compiled: MergePlan, overwrite: bool) -> None:
 
 def _mark(compiled: MergePlan) -> str:
     """What tells a merge from every other whose shards could lie in its folder."""
-    local = [checkpoint for checkpoint in compiled.inputs if checkpoint.ref.is_local]
+    local = [checkpoint for checkpoint in (*compiled.inputs, *compiled.adapters) if checkpoint.ref.is_local]
     files = [c.ref.path / file for c in local for file in sorted({entry.file for entry in c.index.tensors.values()})]
     content = {
         "hf_merge": __version__,

@@ -14,6 +14,8 @@ FLOORS = {
     "errors": -1,  # below model_ref, which raises them
     "version": -1,
     "model_ref": 0,
+    "cache": 0,
+    "patience": 0,
     "tensors": 1,
     "pareto": 1,
     "scores": 1,

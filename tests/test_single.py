@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -333,10 +332,10 @@ def test_a_process_that_ends_in_the_middle_keeps_what_is_whole_and_the_same_comm
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
+    """Where shards on their way to the Hub lie, and what is noted of them."""
     (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    return tmp_path / "scratch"
+    monkeypatch.setenv("HF_MERGE_CACHE", str(tmp_path / "scratch"))
+    return tmp_path / "scratch/pushes"
 
 
 def test_a_push_is_one_commit_and_holds_what_a_folder_would(make: Maker, hub: LocalHub, tmp_path: Path, scratch: Path) -> None:
@@ -355,14 +354,14 @@ def test_a_push_is_one_commit_and_holds_what_a_folder_would(make: Maker, hub: Lo
     assert list(scratch.iterdir()) == []
 
 
-def test_a_push_holds_one_shard_on_disk_at_most(make: Maker, hub: LocalHub, scratch: Path) -> None:
+def test_a_push_holds_two_shards_on_disk_at_most(make: Maker, hub: LocalHub, scratch: Path) -> None:
     folders = make("llama", 2)
     most, done = 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not done.wait(0.002):
-            most = max(most, sum(path.is_file() for path in scratch.rglob("*model*")))
+            most = max(most, sum(path.suffix in (".safetensors", ".part") for path in scratch.rglob("*/scratch-*/*")))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -373,7 +372,7 @@ def test_a_push_holds_one_shard_on_disk_at_most(make: Maker, hub: LocalHub, scra
         done.set()
         watcher.join()
     assert len(plan.shards) > 3
-    assert most == 1
+    assert most == 2
 
 
 def test_a_push_that_fails_in_the_middle_shows_nothing_and_leaves_nothing(make: Maker, hub: LocalHub, scratch: Path) -> None:
@@ -381,11 +380,15 @@ def test_a_push_that_fails_in_the_middle_shows_nothing_and_leaves_nothing(make: 
     hub.fault("status", "/_lfs/*", method="PUT", status=403, skip=2, times=None)
     with pytest.raises(PublishError, match=r"demo/half"):
         quietly(recipe_of(folders), push_to="demo/half")
-    assert list(scratch.iterdir()) == []
+    assert not [path for path in scratch.rglob("*") if path.name.endswith((".safetensors", ".part"))]
     assert not [name for name in HfApi().list_repo_files("demo/half") if name.endswith((".safetensors", ".json"))]
     hub.clear_faults()
-    quietly(recipe_of(folders), push_to="demo/half")
+    sent = sum(request.method == "PUT" and request.status == 200 for request in hub.requests())
+    done = quietly(recipe_of(folders), push_to="demo/half")
     AutoModelForCausalLM.from_pretrained("demo/half")
+    assert sent == 2
+    assert sum(r.method == "PUT" and r.status == 200 for r in hub.requests()) == len(done.plan.shards)
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("repo_id", ["somebody/else", "not a name", "guest/theirs"])
@@ -437,6 +440,37 @@ def test_two_processes_write_the_bytes_of_one_and_each_shard_once(make: Maker, t
     assert abs(len(first) - len(second)) <= 1
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+TWO_PUSH = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from hf_merge.single import merge
+
+state = PartialState(cpu=True)
+assert state.num_processes == 2
+done = merge(Path(sys.argv[1]), push_to=sys.argv[2], max_shard_size=int(sys.argv[3]), progress=False)
+assert "/commit/" in done.where, done.where
+state.destroy_process_group()
+"""
+
+
+def test_two_processes_push_the_bytes_of_one_in_one_commit(make: Maker, hub: LocalHub, tmp_path: Path, scratch: Path) -> None:
+    recipe = recipe_of(make("llama", 3))
+    (tmp_path / "recipe.yaml").write_text(yaml.dumps(recipe))
+    (tmp_path / "two.py").write_text(TWO_PUSH)
+    quietly(recipe, tmp_path / "one")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [tmp_path / "two.py", tmp_path / "recipe.yaml", "demo/two", str(SMALL)]
+    packages = str(Path(__file__).parents[1])
+    subprocess.run([*torchrun, *arguments], check=True, env=os.environ | {"PYTHONPATH": packages}, timeout=100)
+    assert sum("Task arithmetic" in commit.title for commit in HfApi().list_repo_commits("demo/two")) == 1
+    sent = [request.path for request in hub.requests() if request.method == "PUT" and request.path.startswith("/_lfs/")]
+    assert len(sent) == len(set(sent)) == len(shards(tmp_path / "one"))
+    pushed = Path(HfApi().snapshot_download("demo/two"))
+    assert shards(pushed) == shards(tmp_path / "one")
+    assert list(scratch.iterdir()) == []
 
 
 def test_consent_is_asked_for_publishing_and_not_for_a_folder_of_one_s_own(make: Maker, hub: LocalHub, tmp_path: Path) -> None:

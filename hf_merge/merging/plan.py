@@ -16,6 +16,7 @@ from hf_merge.checkpoints.tensors import tensors
 from hf_merge.checkpoints.writer import Shard, TensorSpec, plan_shards
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import Alignment, align
+from hf_merge.merging.bodies import bodies_of
 from hf_merge.merging.targets import Target, aligned_targets, composed_targets
 from hf_merge.merging.vocabulary import VocabularyPlan, align_vocabularies
 from hf_merge.methods import METHODS
@@ -104,6 +105,7 @@ class MergePlan:
 
     recipe: Recipe
     inputs: tuple[Checkpoint, ...]
+    adapters: tuple[Checkpoint, ...] = ()
     primary: Checkpoint
     jobs: Mapping[str, TensorJob]
     shards: tuple[Shard, ...]
@@ -160,7 +162,7 @@ class MergePlan:
         """The plan's figures, for machines."""
         return {
             "recipe": str(self.recipe),
-            "models": [str(c.ref) for c in self.inputs],
+            "models": [str(c.ref) for c in (*self.inputs, *self.adapters)],
             "tensors": len(self.jobs),
             "parameters": self.parameters,
             "bytes_read": self.bytes_read,
@@ -173,7 +175,7 @@ class MergePlan:
 
     def __str__(self) -> str:
         lines = [str(self.recipe)]
-        for checkpoint in self.inputs:
+        for checkpoint in (*self.inputs, *self.adapters):
             license = f", license: {self.licenses[checkpoint.ref.id] or 'not declared'}" if self.licenses else ""
             size = f"{len(checkpoint.index.tensors)} tensors, {checkpoint.index.nbytes / 1e6:,.1f} MB"
             lines.append(f"  {checkpoint.label}: {size}{license}")
@@ -202,13 +204,15 @@ def plan(
     align: Callable[[Inputs, str, tuple[str, ...] | None], Alignment] = align,
 ) -> MergePlan:
     """Compile a recipe. Raises `CheckpointError` and `MergeError` for all that headers can tell; reads no tensor."""
-    read = [recipe.primary] + ([recipe.base] if recipe.base and recipe.deltas else []) + [m.ref for m in recipe.models]
-    inputs = tuple(opened[ref] for ref in dict.fromkeys(read))
-    models = {model.name: inputs.index(opened[model.ref]) for model in recipe.models}
-    base = inputs.index(opened[recipe.base]) if recipe.base and recipe.deltas else None
+    bodies = bodies_of(recipe, opened)
+    anchor = opened[recipe.base] if recipe.base and recipe.deltas else None
+    read = [opened[recipe.primary], *([anchor] if anchor else []), *(body.checkpoint for body in bodies.values())]
+    inputs = tuple(dict.fromkeys(read))
+    models = {name: inputs.index(body.checkpoint) for name, body in bodies.items()}
+    base = inputs.index(anchor) if anchor else None
     pinned = recipe.pinned({ref: checkpoint.commit for ref, checkpoint in opened.items()})
-    asked, anchor = pinned.tokenizer, opened[recipe.base] if recipe.base in read else None
-    vocabulary = align_vocabularies(asked, inputs, anchor) if asked else None
+    asked = pinned.tokenizer
+    vocabulary = align_vocabularies(asked, inputs, opened[recipe.base] if recipe.base else None) if asked else None
     if recipe.layers is None:
         by_token = vocabulary.tensors if vocabulary and asked and asked.source is not None else None
         targets = tuple(aligned_targets(align(inputs, recipe.private, by_token), models, base))
@@ -216,10 +220,12 @@ def plan(
     else:
         composition = composed_targets(recipe.layers, inputs, models, base)
         targets, config = composition.targets, composition.config
-    jobs = _jobs(recipe, targets, inputs, vocabulary)
+    views = {name: body.sources(anchor, recipe.private != "refuse") for name, body in bodies.items()}
+    jobs = _jobs(recipe, targets, inputs, views, vocabulary)
     return MergePlan(
         recipe=pinned,
         inputs=inputs,
+        adapters=tuple(dict.fromkeys(body.adapter for body in bodies.values() if body.adapter)),
         primary=inputs[0],
         jobs=jobs,
         shards=tuple(plan_shards({name: job.spec for name, job in jobs.items()}, max_shard_size)),
@@ -229,33 +235,42 @@ def plan(
 
 
 def _jobs(
-    recipe: Recipe, targets: tuple[Target, ...], inputs: Inputs, vocabulary: VocabularyPlan | None
+    recipe: Recipe,
+    targets: tuple[Target, ...],
+    inputs: Inputs,
+    views: Mapping[str, Mapping[str, Source]],
+    vocabulary: VocabularyPlan | None,
 ) -> dict[str, TensorJob]:
     method, dtype = METHODS[recipe.method], getattr(torch, recipe.dtype) if recipe.dtype else None
     shared = recipe.arguments() if recipe.constant else None
     if shared is None and recipe.arguments().get(WHOLE_MODEL):
         raise MergeError(f"{WHOLE_MODEL} measures all tensors as one, so it cannot be had with numbers that differ by tensor.")
-    jobs, offset, views = {}, 0, [tensors(checkpoint) for checkpoint in inputs]
+    jobs, offset, stored = {}, 0, [tensors(checkpoint) for checkpoint in inputs]
     for target in targets:
-        found = {i: views[i][name] for i, name in (*target.sources, *([target.base] if target.base else []))}
-        like = views[0].get(target.name) if recipe.layers is None else None
-        like = like or found[(target.base or target.sources[0])[0]]
+        first, name = target.base or target.sources[0]
+        sources = [views[model][at] for model, (_, at) in zip(target.models, target.sources, strict=bool(target.models))]
+        base = stored[target.base[0]][target.base[1]] if target.base else None
+        like = stored[0].get(target.name, stored[first][name]) if recipe.layers is None else stored[first][name]
         if vocabulary and target.name in vocabulary.tensors:
-            found, like = _by_token(found, like, vocabulary, len(inputs))
+            sources, base, like = _by_token(target, sources, base, like, vocabulary, len(inputs))
         floating = like.dtype.is_floating_point
         spec = TensorSpec(like.shape, dtype if dtype and floating else like.dtype)
         if not target.models or not floating:
-            i, name = target.sources[0] if recipe.layers or not target.models else (0, target.name)
-            jobs[target.name] = TensorJob(target.name, spec, (found.get(i) or views[i][name],))
+            i, at = target.sources[0]
+            carried = like if recipe.layers is None and target.models else stored[i][at]
+            jobs[target.name] = TensorJob(target.name, spec, (carried,))
             continue
+        if wrong := [source for source in sources if source.shape != like.shape]:
+            shapes = f"{list(wrong[0].shape)}, and {target.name!r} of the result has {list(like.shape)}"
+            raise MergeError(f"{wrong[0].label} has shape {shapes}.")
         jobs[target.name] = TensorJob(
             target.name,
             spec,
-            tuple(found[i] for i, _ in target.sources),
-            found[target.base[0]] if target.base else None,
+            tuple(sources),
+            base,
             method,
             target.models,
-            shared or recipe.arguments(target.name, target.depth, target.part, [name for _, name in target.sources]),
+            shared or recipe.arguments(target.name, target.depth, target.part, [at for _, at in target.sources]),
             offset,
         )
         offset += prod(like.shape)
@@ -263,11 +278,17 @@ def _jobs(
 
 
 def _by_token(
-    found: Mapping[int, Source], like: Source, vocabulary: VocabularyPlan, inputs: int
-) -> tuple[dict[int, Source], Source]:
-    """Sources of one tensor in the rows of the result's vocabulary; and the primary's."""
-    every = [found.get(i) for i in range(inputs)]
-    every[0] = every[0] or like
-    rows = vocabulary.realigned(every)
-    there = {i: source for i, source in enumerate(rows) if source is not None}
-    return there, there[0]
+    target: Target, sources: list[Source], base: Source | None, like: Source, vocabulary: VocabularyPlan, inputs: int
+) -> tuple[list[Source], Source | None, Source]:
+    """The sources, the base's and the primary's, in the rows of the result's vocabulary."""
+    found: list[Source | None] = [None] * inputs
+    found[0] = like
+    for (i, _), source in zip(target.sources, sources, strict=False):
+        found[i] = source if found[i] is None or i == 0 else found[i]
+    if target.base and base:
+        found[target.base[0]] = base
+    rows = vocabulary.realigned(found)
+    if any(s.delta or s not in found for s in sources) and any(a is not b for a, b in zip(rows, found, strict=True)):
+        raise MergeError("Adapters cannot be merged into another vocabulary: merge them into their model first.")
+    there = [source or like for source in rows]
+    return [there[i] for i, _ in target.sources][: len(sources)], there[target.base[0]] if target.base else None, there[0]

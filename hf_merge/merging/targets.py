@@ -142,15 +142,15 @@ class _Composer:
     def _layer(self, part: Slice, i: int, out: str, depth: float, module: str) -> Iterator[Target]:
         merged = [source for source in part.sources if source.model]
         base = next((source for source in part.sources if not source.model), None)
-        first = merged[0]
+        first = part.sources[0] if not merged else merged[0]
         model = self._position(first)
         for rest in self.layers[model].rests[str(self._stack(model, module)), first.start + i]:
 
             def place(source: LayerRange, position: int, rest: str = rest) -> tuple[int, str]:
                 return position, f"{self._stack(position, module)}.{source.start + i}.{rest}"
 
-            sources = tuple(place(source, self._position(source)) for source in merged)
-            anchor = None if self.base is None else place(base or first, self.base)
+            sources = tuple(place(source, self._position(source)) for source in merged or [first])
+            anchor = place(base or first, self.base) if merged and self.base is not None else None
             yield Target(f"{out}.{rest}", sources, tuple(source.model for source in merged), anchor, part, depth)
 
     def _outside(self, part: Slice, module: str) -> Iterator[Target]:
@@ -158,8 +158,8 @@ class _Composer:
         merged = [source for source in part.sources if source.model]
         for name in tensors(self.inputs[0]):
             if self.layers[0].place(name) is None and self._belongs(name, module):
-                sources = tuple((self._position(source), name) for source in merged)
-                anchor = None if self.base is None else (self.base, name)
+                sources = tuple((self._position(source), name) for source in merged or part.sources)
+                anchor = (self.base, name) if merged and self.base is not None else None
                 yield Target(name, sources, tuple(source.model for source in merged), anchor, part, 0.0)
 
     def _unlike(self, targets: Iterable[Target]) -> Iterator[str]:

@@ -38,7 +38,7 @@ class LayerRange:
 class Slice:
     """Layers of the result: layer i is the merge of the i-th layers of all `sources`.
 
-    `parameters` hold for this slice. `module` names the part of the model that it belongs to, in models of several parts
+    Layers whose only source is the base are the base's. `parameters` hold for this slice. `module` names the part of the model that it belongs to, in models of several parts
     (`encoder`, `vision_tower`); "" is all of a model of one part.
     """
 
@@ -81,7 +81,7 @@ class LayerMap:
         if not self.slices:
             yield "A layer map needs slices, got none."
         for part in self.slices:
-            if not [source for source in part.sources if source.model]:
+            if not part.sources:
                 yield "A slice needs a source, got none."
             yield from part.problems()
             for source in part.sources:

@@ -113,7 +113,7 @@ class Recipe:
         """How many models are merged at once, in each part of the result."""
         if self.layers is None:
             return [len(self.models)]
-        return sorted({len([source for source in part.sources if source.model]) for part in self.layers.slices})
+        return sorted({sum(bool(source.model) for source in part.sources) for part in self.layers.slices} - {0})
 
     def _conflicts(self, method: Method) -> Iterable[str]:
         """What is wrong between parts that are each right."""
@@ -232,7 +232,7 @@ class Recipe:
             written.append([{name: plain(value) for name, value in values.items()} for values in (*own, shared)])
             if part is not None:
                 merged = [(place[s.model], s.start, s.stop) for s in part.sources if s.model]
-                bases = [(None, s.start, s.stop) for s in part.sources if not s.model and (s.start, s.stop) != merged[0][1:]]
+                bases = [(None, s.start, s.stop) for s in part.sources if not s.model and (not merged or (s.start, s.stop) != merged[0][1:])]
                 written.append([part.module, bases, merged])
         return written
 

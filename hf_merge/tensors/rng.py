@@ -30,9 +30,8 @@ class Draws:
         return torch.from_numpy(self._raw(model, count).astype(np.int32))
 
     def below(self, model: int, count: int, steps: int) -> Tensor:
-        """Which of these `count` integers are below `steps` in [0, STEPS]: 1 or 0, uint8 on the CPU."""
-        raw = self._raw(model, count)
-        return torch.from_numpy((raw < steps if steps < STEPS else np.ones_like(raw, bool)).view(np.uint8))
+        """Which of these `count` integers are below `steps`, which is in [0, STEPS]: 1 or 0, uint8 on the CPU."""
+        return torch.from_numpy((self._raw(model, count) < steps).view(np.uint8))
 
     def _raw(self, model: int, count: int) -> npt.NDArray[np.uint16]:
         key = f"{self.seed}\0{self.models[model]}\0{self.tensor}\0{self.block}".encode()

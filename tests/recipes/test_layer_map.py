@@ -45,7 +45,6 @@ def test_slices_of_known_models_and_of_the_base_are_right(slices):
     [
         ([], "A layer map needs slices, got none."),
         ([part()], "A slice needs a source, got none."),
-        ([part(("", 0, 2))], "A slice needs a source, got none."),
         ([part(("c", 0, 2))], "A slice takes layers of 'c', which is not a model of the recipe."),
         ([part(("a", 0, 2), ("b", 0, 3))], "The sources of a slice have equally many layers, got a [0, 2), b [0, 3)."),
         ([part(("a", 0, 2), ("", 0, 3))], "The sources of a slice have equally many layers, got a [0, 2), the base [0, 3)."),

@@ -82,7 +82,6 @@ def test_the_base_may_be_given_as_text():
             {"layers": layers((("ada", 2, 0),))},
             "Layers [2, 0) of 'ada': a range [start, stop) has whole numbers 0 <= start < stop.",
         ),
-        ({"layers": layers((("", 0, 2),))}, "A slice needs a source, got none."),
         ({"layers": layers((("ada", 0, 2),), lamda=2)}, "In the parameters of slice 1: Unknown parameter of ties 'lamda'."),
         (
             {"layers": LayerMap((Slice(sources=(LayerRange(model="ada", stop=1, parameters={"scaling": 1}),)),))},

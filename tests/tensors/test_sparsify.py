@@ -92,6 +92,11 @@ def test_a_first_block_unlike_the_others_does_not_matter(scale, density):
     assert torch.equal(trimmed(row[None], [density], block=2000)[0], expected)
 
 
+def test_a_cut_right_above_the_first_guess_is_found():
+    row = [1.0, 2.0, 3.0, 4.0, 9.0, 9.0, 9.0, 0.5]
+    assert trimmed([row], [0.5], block=4).tolist() == [[0, 0, 0, 4, 9, 9, 9, 0]]
+
+
 def passes_over(stack, density, block):
     """How often the blocks of `stack` are read to cut it."""
     reads = []
