@@ -3,30 +3,32 @@
     python benchmarks/parity.py --mergekit /path/to/another/venv/bin/mergekit-yaml --out benchmarks/PARITY.md
     python benchmarks/parity.py --mergekit /path/to/another/venv/bin/mergekit-yaml --golden
 
-The inputs are real models (from packages of PyPI, and the demo's, which are trained once) and generated ones with odd shapes, in
-float32. Each recipe is one file in mergekit's YAML, merged by `mergekit-yaml` and by `hf_merge.merge`. `--golden` writes what
-tests/parity compares with. Both sides use one thread of torch.
+The inputs are real models (from packages of PyPI, and the demo's, which are trained once) and generated ones with odd shapes,
+in float32. Each recipe is one file in mergekit's YAML, merged by `mergekit-yaml` and by `hf_merge.merge`. `--golden` writes
+what tests/parity compares with. Both sides use one thread of torch.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import parity_models
 import parity_random
+import parity_report
 import torch
 import yaml
-from parity_recipes import METHODS, RANDOM, golden, recipe
+from parity_recipes import METHODS, RANDOM, exact, golden, recipe
+from parity_values import TOLERANCE, deltas, relative, weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -35,14 +37,15 @@ from hf_merge.merging.merger import Merger, merge_tensor
 from hf_merge.merging.plan import MergePlan, TensorJob
 from hf_merge.single import merge
 
-TOLERANCE = 1e-6
 GOLDEN = Path(__file__).parents[1] / "tests" / "parity" / "golden"
+SAMPLED = 1_000_000
+"""Elements of a tensor above which mergekit's arcee_fusion estimates its quartiles on a random part."""
 CUTS = ("ties", "breadcrumbs", "breadcrumbs_ties", "sce")
 
 
 @dataclass
 class Row:
-    """One recipe on both sides: sizes, the largest difference, and elements that differ by more than the tolerance, by cause."""
+    """One recipe on both sides: sizes, the largest difference, elements beyond the tolerance and their causes."""
 
     family: str
     method: str
@@ -50,15 +53,17 @@ class Row:
     elements: int = 0
     largest: float = 0.0
     beyond: int = 0
-    counted: int = 0
-    tied: int = 0
-    rounded: int = 0
-    other: int = 0
-    where: list[str] = field(default_factory=list)
+    causes: Counter[str] = field(default_factory=Counter)
+    doubtful: dict[str, Tensor] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
     error: str = ""
     seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def unexplained(self) -> int:
+        """Elements beyond the tolerance without a cause."""
+        return self.beyond - self.causes.total()
 
 
 class Mergekit:
@@ -68,6 +73,8 @@ class Mergekit:
         self.python, self.work = command.parent / "python", work
 
     def __call__(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not requests:
+            return []
         asked, answered = self.work / "requests.json", self.work / "answers.json"
         asked.write_text(json.dumps(list(requests)))
         script = Path(__file__).with_name("parity_mergekit.py")
@@ -82,21 +89,8 @@ class Mergekit:
         return subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def relative(ours: Tensor, theirs: Tensor) -> Tensor:
-    """|a - b| / max(|b|, RMS of b's tensor) by element, float64; 0 where both are equal, NaN included."""
-    a, b = ours.double(), theirs.double()
-    scale = torch.maximum(b.abs(), b.square().mean().sqrt())
-    found = torch.where(a == b, 0.0, (a - b).abs() / scale)
-    return torch.where(a.isnan() & b.isnan(), 0.0, found.nan_to_num(nan=torch.inf))
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder."""
-    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-
-
 def with_their_counts(job: TensorJob) -> TensorJob:
-    """The job with densities that keep as many elements as mergekit: rounded down, of TIES at least one, of others perhaps none."""
+    """The job with densities that keep as many elements as mergekit: rounded down, in TIES at least one."""
     n, arguments = job.elements, dict(job.arguments)
     if job.method is not None and job.method.name == "sce":
         stack = deltas(job)
@@ -104,26 +98,18 @@ def with_their_counts(job: TensorJob) -> TensorJob:
         arguments["select_topk"] = int(arguments["select_topk"] * differing) / max(1, differing)
     else:
         least = 1 if job.method is not None and job.method.name == "ties" else 0
-        given = torch.as_tensor(arguments["density"], dtype=torch.float64).reshape(-1).tolist()
-        arguments["density"] = torch.tensor([max(least, int(round(d, 6) * n)) / n for d in given], dtype=torch.float64)
+        arguments["density"] = [max(least, int(density * n)) / n for density in arguments["density"]]
     return replace(job, arguments=arguments)
 
 
-def deltas(job: TensorJob) -> Tensor:
-    """`(models, n)` float32."""
-    stack = torch.stack([source.read(0, job.elements).float() for source in job.sources])
-    return stack if job.base is None else stack - job.base.read(0, job.elements).float()
-
-
 def at_a_cut(job: TensorJob) -> Tensor:
-    """Elements `(n,)` whose magnitude in some model's delta is that of another one and of a cut: which of them stays is free."""
+    """Elements `(n,)` whose magnitude in some model's delta is exactly the one at a cut: of several, any may stay."""
     n, found = job.elements, torch.zeros(job.elements, dtype=torch.bool)
     if job.method is None or job.method.name == "sce":
         return found
-    densities = torch.as_tensor(job.arguments["density"], dtype=torch.float64).reshape(-1, 1)
-    gammas = torch.as_tensor(job.arguments.get("gamma", 0.0), dtype=torch.float64).reshape(-1, 1)
-    for k, row in enumerate(deltas(job).abs()):
-        density, gamma = (float(v[min(k, len(v) - 1)]) for v in (densities, gammas))
+    densities = job.arguments["density"]
+    gammas = job.arguments.get("gamma", [0.0] * len(densities))
+    for row, density, gamma in zip(deltas(job).abs(), densities, gammas, strict=True):
         top = int(gamma * n)
         for count in {top, top + int(density * n), top + round(density * n)}:
             if 0 < count <= n:
@@ -131,90 +117,101 @@ def at_a_cut(job: TensorJob) -> Tensor:
     return found
 
 
-def compare(row: Row, compiled: MergePlan, ours: Path, theirs: Path) -> None:
-    """Fill in a row from both results."""
+def results(ours: Path, theirs: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both results' tensors, with experts as mergekit has them."""
     mine, its = weights(ours), weights(theirs)
+    experts = any(".block_sparse_moe." in name for name in mine)
+    return (parity_models.fused(mine, list(its)) if experts else mine), its
+
+
+def compare(row: Row, compiled: MergePlan, ours: Path, theirs: Path) -> None:
+    """Fill in a row from both results, with the causes that can be told without merging again."""
+    mine, its = results(ours, theirs)
     row.missing, row.surplus = sorted(its.keys() - mine.keys()), sorted(mine.keys() - its.keys())
     merger = Merger(compiled, torch.device("cpu"))
     for name in sorted(mine.keys() & its.keys()):
-        a, b, job = mine[name].flatten(), its[name].flatten(), compiled.jobs[name]
+        a, b = mine[name].flatten(), its[name].flatten()
         row.tensors, row.elements = row.tensors + 1, row.elements + a.numel()
         off = relative(a, b)
         row.largest = max(row.largest, float(off.max()) if len(off) else 0.0)
         beyond = off > TOLERANCE
-        if not beyond.any():
-            continue
         row.beyond += int(beyond.sum())
-        if row.method in CUTS and job.method is not None:
-            again = relative(merge_tensor(merger, with_their_counts(job)).flatten(), b) > TOLERANCE
-            row.counted, beyond = row.counted + int((beyond & ~again).sum()), beyond & again
-            tied = beyond & at_a_cut(job)
-            row.tied, beyond = row.tied + int(tied.sum()), beyond & ~tied
+        job = compiled.jobs.get(name) or compiled.jobs.get(name.replace(".mlp.gate.", ".block_sparse_moe.gate."))
+        for cause, elements in causes(row.method, merger, job, b, beyond) if beyond.any() else ():
+            row.causes[cause] += int((beyond & elements).sum())
+            beyond &= ~elements
         if beyond.any():
-            row.other += int(beyond.sum())
-            row.where.append(name)
+            row.doubtful[name] = beyond
+    row.causes = +row.causes
 
 
-def table(mergekit: Mergekit, work: Path, families: Sequence[str], methods: Sequence[str]) -> list[Row]:
+def causes(method: str, merger: Merger, job: TensorJob | None, theirs: Tensor, beyond: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Why a tensor may differ, and at which elements."""
+    everything = torch.ones_like(beyond)
+    if job is None:
+        yield "fused", everything
+        return
+    if method in CUTS:
+        yield "count", relative(merge_tensor(merger, with_their_counts(job)).flatten(), theirs) <= TOLERANCE
+        yield "tie", at_a_cut(job)
+    norms = deltas(job).double().norm(dim=1)
+    if method == "slerp" and float(norms.min()) == 0:
+        yield "zero", everything
+    if method == "model_stock" and float(norms.sort().values[:2].prod()) < 1e-6:
+        yield "norms", everything
+
+
+def table(mergekit: Mergekit, work: Path, inputs: dict[str, list[Path]], methods: Sequence[str]) -> list[Row]:
     """Every deterministic recipe on both sides. Where something is left to explain, mergekit merges again in float64."""
-    rows: list[tuple[Row, MergePlan | None, Path]] = []
-    requests, inputs = [], {family: parity_models.folders(family, work) for family in families}
-    for family, method in ((f, m) for f in families for m in methods if m not in RANDOM):
-        content, place = recipe(method, inputs[family]), work / "runs" / f"{family}-{method}"
-        if content is None:
-            rows.append((Row(family, method, error="needs more models than there are"), None, place))
-            continue
+    rows: list[tuple[Row, Path]] = []
+    for family, method in ((f, m) for f in inputs for m in methods if m not in RANDOM):
+        place, row = work / "runs" / f"{family}-{method}", Row(family, method)
         place.mkdir(parents=True)
-        for name, dtype in (("recipe", "float32"), ("recipe64", "float64")):
-            (place / f"{name}.yaml").write_text(yaml.safe_dump(recipe(method, inputs[family], dtype), sort_keys=False))
-        rows.append((Row(family, method), None, place))
-        requests.append({"file": str(place / "recipe.yaml"), "out": str(place / "theirs")})
-    answers = iter(mergekit(requests))
-    doubtful = []
-    for row, _, place in rows:
-        if row.error:
-            continue
-        answer = next(answers)
-        try:
-            done = merge(place / "recipe.yaml", place / "ours", progress=False)
-            row.seconds = (answer["seconds"], done.seconds)
-            if answer["error"]:
-                row.error = f"mergekit: {answer['error']}"
-                continue
-            compare(row, done.plan, place / "ours", place / "theirs")
-        except Exception as error:
-            row.error = f"{row.error} hf_merge: {type(error).__name__}: {error}"[:300]
-        if row.other:
-            doubtful.append((row, place))
+        for name, content in (("recipe", recipe(method, inputs[family])), ("exact", exact(method, inputs[family]))):
+            (place / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+            row.error = "" if content else "needs two fine-tunes"
+        rows.append((row, place))
+    started = [(row, place) for row, place in rows if not row.error]
+    asked = [{"file": str(place / "recipe.yaml"), "out": str(place / "theirs")} for _, place in started]
+    for (row, place), answer in zip(started, mergekit(asked), strict=True):
+        done = merge(place / "recipe.yaml", place / "ours", progress=False)
+        row.seconds = (answer["seconds"], done.seconds)
+        if answer["error"]:
+            row.error = f"mergekit: {answer['error']}"
         else:
+            compare(row, done.plan, place / "ours", place / "theirs")
+        if not row.doubtful:
             shutil.rmtree(place)
-        print(row, flush=True)
-    again = [{"file": str(place / "recipe64.yaml"), "out": str(place / "exact")} for _, place in doubtful]
-    for (row, place), answer in zip(doubtful, mergekit(again) if again else [], strict=True):
+        print(f"{row.family} {row.method}: {row.largest:.1e} {row.beyond} {dict(row.causes)} {row.error}", file=sys.stderr)
+    doubtful = [(row, place) for row, place in started if row.doubtful]
+    asked = [{"file": str(place / "exact.yaml"), "out": str(place / "exact")} for _, place in doubtful]
+    for (row, place), answer in zip(doubtful, mergekit(asked), strict=True):
         if answer["error"]:
             continue
-        mine, its, exact = (weights(place / side) for side in ("ours", "theirs", "exact"))
-        for name in row.where:
-            beyond = relative(mine[name], its[name]) > TOLERANCE
-            row.rounded += int((beyond & (relative(mine[name], exact[name]) <= TOLERANCE)).sum())
-        row.other -= row.rounded
-        print(row, flush=True)
-    return [row for row, _, _ in rows]
+        mine, correct = results(place / "ours", place / "exact")
+        for name, beyond in row.doubtful.items():
+            same = relative(mine[name], correct[name]).flatten() <= TOLERANCE
+            row.causes["rounding"] += int((beyond & same).sum())
+            sampled = row.method == "arcee_fusion" and len(beyond) > SAMPLED
+            row.causes["sampled"] += int((beyond & ~same).sum()) if sampled else 0
+        row.causes = +row.causes
+        print(f"{row.family} {row.method}: {dict(row.causes)}, unexplained {row.unexplained}", file=sys.stderr)
+    return [row for row, _ in rows]
 
 
 def write_golden(mergekit: Mergekit) -> None:
     """The inputs, the recipes and mergekit's results that tests/parity reads."""
     shutil.rmtree(GOLDEN / "inputs", ignore_errors=True)
     config = LlamaConfig(
-        vocab_size=31,
+        vocab_size=19,
         hidden_size=12,
-        intermediate_size=17,
+        intermediate_size=11,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         tie_word_embeddings=False,
     )
-    parity_models.generate(lambda: LlamaForCausalLM(config), GOLDEN / "inputs", 4)
+    inputs = parity_models.generate(lambda: LlamaForCausalLM(config), GOLDEN / "inputs", 4)
     with tempfile.TemporaryDirectory() as scratch:
         mergekit.work = Path(scratch)
         requests = []
@@ -222,19 +219,26 @@ def write_golden(mergekit: Mergekit) -> None:
             file.unlink()
         for name, content in golden(GOLDEN / "inputs").items():
             text = yaml.safe_dump(content, sort_keys=False)
-            Path(scratch, f"{name}.yaml").write_text(text)
+            # In float32 mergekit's rounding decides on which elements arcee_fusion takes.
+            double = {"dtype": "float64", "out_dtype": "float32"} if name == "arcee_fusion" else {}
+            Path(scratch, f"{name}.yaml").write_text(yaml.safe_dump(content | double, sort_keys=False))
             # Paths that hold wherever the tests run.
             (GOLDEN / f"{name}.yaml").write_text(text.replace(str(GOLDEN / "inputs"), "INPUTS"))
             requests.append({"file": str(Path(scratch, f"{name}.yaml")), "out": str(Path(scratch, name))})
         names = [Path(request["out"]).name for request in requests]
-        requests += parity_random.requests(GOLDEN / "inputs", Path(scratch))
+        for method in RANDOM:
+            text = yaml.safe_dump(recipe(method, inputs), sort_keys=False)
+            (GOLDEN / f"masked-{method}.yaml").write_text(text.replace(str(GOLDEN / "inputs"), "INPUTS"))
+        requests += parity_random.requests(inputs, Path(scratch))
         for request, answer in zip(requests, mergekit(requests), strict=True):
             if answer["error"]:
                 raise SystemExit(f"{request}: {answer['error']}")
         for name in names:
             save_file(weights(Path(scratch, name)), GOLDEN / f"{name}.safetensors")
         for method in RANDOM:
-            shutil.copy(Path(scratch, f"{method}.safetensors"), GOLDEN / f"masked-{method}.safetensors")
+            recorded = load_file(Path(scratch, f"{method}.safetensors"))
+            kept = {name: value for name, value in recorded.items() if "|chances|" not in name}
+            save_file(kept, GOLDEN / f"masked-{method}.safetensors")
 
 
 def main() -> None:
@@ -254,9 +258,18 @@ def main() -> None:
         write_golden(mergekit)
         return
     shutil.rmtree(given.work / "runs", ignore_errors=True)
+    inputs = {family: parity_models.folders(family, given.work) for family in given.families}
     started = time.monotonic()
-    rows = table(mergekit, given.work, given.families, given.methods)
-    (given.work / "rows.json").write_text(json.dumps([vars(row) for row in rows]))
+    rows = table(mergekit, given.work, inputs, given.methods)
+    drawn = parity_random.table(mergekit, given.work, inputs, given.methods)
+    versions = {"mergekit": mergekit.version("mergekit"), "transformers": mergekit.version("transformers")}
+    text = parity_report.report(rows, drawn, time.monotonic() - started, versions)
+    print(text)
+    if given.out:
+        given.out.write_text(text)
+    shutil.rmtree(given.work / "runs")
+    if any(row.unexplained for row in rows):
+        sys.exit("There are differences without a cause.")
 
 
 if __name__ == "__main__":

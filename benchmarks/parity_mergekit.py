@@ -19,12 +19,15 @@ bernoulli = torch.bernoulli
 
 
 def merged(file: str, out: str) -> None:
-    """mergekit-yaml FILE OUT."""
+    """mergekit-yaml FILE OUT. Its seed only matters to methods that are random."""
     mergekit_yaml.main([file, out, "--quiet", "--random-seed", "1", "--no-write-model-card"], standalone_mode=False)
 
 
-def masked(method: str, files: list[str], tensors: list[str], parameters: dict[str, Any], out: str) -> None:
-    """Tensors merged with masks drawn by mergekit; both are saved, and the chances that the masks were drawn with."""
+def masked(method: str, files: list[str], parameters: dict[str, Any], out: str) -> list[str]:
+    """All tensors merged with masks drawn by mergekit; both are saved, and the chances that the masks were drawn with.
+
+    The tensors at which mergekit fails are left out and returned.
+    """
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def record(chances: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -34,17 +37,23 @@ def masked(method: str, files: list[str], tensors: list[str], parameters: dict[s
 
     torch.manual_seed(1)
     torch.bernoulli = record
-    models, found = [load_file(file) for file in files], {}
-    for name in tensors:
+    models, found, raised = [load_file(file) for file in files], {}, []
+    for name in sorted(set.intersection(*(set(model) for model in models))):
+        if not models[0][name].is_floating_point():
+            continue
         drawn.clear()
         stack = [model[name].float() for model in models]
-        result = mergekit.merge_methods.merge_tensors(stack, method, parameters=parameters, base_index=0)
+        try:
+            found[f"{name}|merged"] = mergekit.merge_methods.merge_tensors(stack, method, parameters=parameters, base_index=0)
+        except RuntimeError as problem:
+            raised.append(f"{name} {list(stack[0].shape)}: {problem}"[:200])
+            continue
         assert len(drawn) == len(stack) - 1, "one mask a model"
-        found[f"{name}|merged"] = result
         for number, (chances, mask) in enumerate(drawn):
             found[f"{name}|chances|{number}"], found[f"{name}|mask|{number}"] = chances.float().contiguous(), mask
     torch.bernoulli = bernoulli
     save_file(found, out)
+    return raised
 
 
 def main(requests: Path, answers: Path) -> None:
@@ -52,13 +61,13 @@ def main(requests: Path, answers: Path) -> None:
     torch.set_num_threads(1)
     found = []
     for number, request in enumerate(json.loads(requests.read_text())):
-        started, error = time.perf_counter(), ""
+        started, error, raised = time.perf_counter(), "", None
         try:
-            (masked if "method" in request else merged)(**request)
+            raised = (masked if "method" in request else merged)(**request)
         except Exception as problem:
             torch.bernoulli = bernoulli
             error = f"{type(problem).__name__}: {problem}"
-        found.append({"seconds": time.perf_counter() - started, "error": error[:300]})
+        found.append({"seconds": time.perf_counter() - started, "error": error[:300], "raised": raised})
         print(f"{number}: {request['out']} {found[-1]}", file=sys.stderr, flush=True)
     answers.write_text(json.dumps(found))
 

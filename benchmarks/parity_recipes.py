@@ -13,24 +13,34 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "multislerp": ("any", {"weight": WEIGHTS}, {}),
     "karcher": ("models", {}, {}),
     "task_arithmetic": ("deltas", {"weight": WEIGHTS}, {"lambda": 0.8}),
-    "ties": ("deltas", {"weight": WEIGHTS, "density": 0.3}, {"lambda": 0.8}),
-    "breadcrumbs": ("deltas", {"weight": WEIGHTS, "density": 0.5, "gamma": 0.02}, {}),
-    "breadcrumbs_ties": ("deltas", {"weight": WEIGHTS, "density": 0.5, "gamma": 0.02}, {}),
-    "sce": ("deltas", {}, {"select_topk": 0.5}),
+    "ties": ("deltas", {"weight": WEIGHTS, "density": 0.31}, {"lambda": 0.8}),
+    "breadcrumbs": ("deltas", {"weight": WEIGHTS, "density": 0.417, "gamma": 0.02}, {}),
+    "breadcrumbs_ties": ("deltas", {"weight": WEIGHTS, "density": 0.417, "gamma": 0.02}, {}),
+    "sce": ("deltas", {}, {"select_topk": 0.47}),
     "ram": ("deltas", {}, {}),
     "ramplus_tl": ("deltas", {}, {}),
     "model_stock": ("deltas", {}, {}),
     "nearswap": ("pair", {}, {"t": 0.001}),
     "arcee_fusion": ("pair", {}, {}),
     "passthrough": ("one", {"scale": 0.9}, {}),
-    "dare_linear": ("deltas", {"weight": WEIGHTS, "density": 0.4}, {}),
-    "dare_ties": ("deltas", {"weight": WEIGHTS, "density": 0.4}, {}),
-    "della": ("deltas", {"weight": WEIGHTS, "density": 0.4, "epsilon": 0.1}, {}),
-    "della_linear": ("deltas", {"weight": WEIGHTS, "density": 0.4, "epsilon": 0.1}, {}),
+    "dare_linear": ("deltas", {"weight": WEIGHTS, "density": 0.41}, {}),
+    "dare_ties": ("deltas", {"weight": WEIGHTS, "density": 0.41}, {}),
+    "della": ("deltas", {"weight": WEIGHTS, "density": 0.41, "epsilon": 0.1}, {}),
+    "della_linear": ("deltas", {"weight": WEIGHTS, "density": 0.41, "epsilon": 0.1}, {}),
 }
 
 
-def recipe(method: str, folders: list[Path], dtype: str = "float32") -> dict[str, Any] | None:
+def exact(method: str, folders: list[Path]) -> dict[str, Any] | None:
+    """The recipe with which mergekit computes in float64, and adds nothing to the norms that multislerp divides by."""
+    found = recipe(method, folders)
+    if found is not None:
+        found["dtype"] = "float64"
+        if method == "multislerp":
+            found["parameters"] = found.get("parameters", {}) | {"eps": 1e-30}
+    return found
+
+
+def recipe(method: str, folders: list[Path]) -> dict[str, Any] | None:
     """mergekit's YAML of a method for a base and its fine-tunes; None if there are too few of them."""
     kind, own, shared = METHODS[method]
     base, *tuned = folders
@@ -51,7 +61,7 @@ def recipe(method: str, folders: list[Path], dtype: str = "float32") -> dict[str
         values = {name: value[number] if isinstance(value, tuple) else value for name, value in own.items()}
         entries.append({"model": str(folder)} | ({"parameters": values} if values else {}))
     found: dict[str, Any] = {"merge_method": method} | ({"base_model": str(base)} if has_base else {})
-    return found | {"models": entries} | ({"parameters": shared} if shared else {}) | {"dtype": dtype}
+    return found | {"models": entries} | ({"parameters": shared} if shared else {}) | {"dtype": "float32"}
 
 
 def mask_recipe(method: str, folders: list[Path]) -> dict[str, Any]:
@@ -88,12 +98,13 @@ def golden(inputs: Path) -> dict[str, dict[str, Any]]:
                 entry["parameters"] = entry.get("parameters", {}) | values
         found[name] = copy | ({"parameters": copy.get("parameters", {}) | shared} if shared else {})
 
-    exact = {"density": (0.25, 0.5, 0.75)}
+    quarters = {"density": (0.25, 0.5, 0.75)}
     found["ties-rounding"] = found.pop("ties")
-    changed("ties", "ties", exact)
-    changed("ties-rescale", "ties", exact, rescale=True, normalize=False)
+    changed("sce", "sce", select_topk=0.5)
+    changed("ties", "ties", quarters)
+    changed("ties-rescale", "ties", quarters, rescale=True, normalize=False)
     changed("ties-whole", "ties", {"density": 1.0})
-    crumbs = exact | {"gamma": 1 / 12 + 1e-6}
+    crumbs: dict[str, Any] = quarters | {"gamma": 1 / 12 + 1e-6}
     changed("breadcrumbs", "breadcrumbs", crumbs)
     changed("breadcrumbs-rescale", "breadcrumbs", crumbs, rescale=True, normalize=True)
     changed("breadcrumbs_ties", "breadcrumbs_ties", crumbs)

@@ -12,6 +12,7 @@ _HOMES = {
     "auto_merge": "hf_merge.auto",
     "check": "hf_merge.single",
     "merge": "hf_merge.single",
+    "merge_adapters": "hf_merge.adapters",
     "MergeResult": "hf_merge.result",
     "Objective": "hf_merge.evaluation.objective",
     "Recipe": "hf_merge.recipes.recipe",

@@ -88,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     merged.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     _consent(merged)
 
+    adapters = command("adapters", _adapters, "Merge a recipe of LoRA adapters into one adapter.")
+    adapters.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    adapters.add_argument("out", type=Path, metavar="OUT", help="folder for the result")
+    adapters.add_argument("--rank", type=int, metavar="R", help="truncate to this rank (default: exact, the sum of the ranks)")
+
     auto = command("auto", _auto, "Search the merges of a study's models for the Pareto front of its objectives.")
     auto.add_argument("study", type=Path, metavar="STUDY.yaml")
     auto.add_argument("--trials", type=int, metavar="N", help="recipes to evaluate, in place of the study's number")
@@ -118,7 +123,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _pickles(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--pickles", action="store_true", help="read pickled weights, without running code, if a model has no others")
+    to.add_argument(
+        "--pickles", action="store_true", help="read pickled weights, without running code, if a model has no others"
+    )
 
 
 def _consent(to: argparse.ArgumentParser) -> None:
@@ -152,6 +159,13 @@ def _merge(options: argparse.Namespace) -> tuple[str, Any]:
         progress=not options.quiet,
     )
     return f"{done.plan}\nDone in {done.seconds:.1f} s: {done.where}", {**done.plan.to_dict(), "where": done.where}
+
+
+def _adapters(options: argparse.Namespace) -> tuple[str, Any]:
+    from hf_merge.adapters import merge_adapters
+
+    report = merge_adapters(options.recipe, options.out, rank=options.rank)
+    return str(report), {"where": str(report.folder), "modules": len(report.modules), "error": report.error}
 
 
 def _auto(options: argparse.Namespace) -> tuple[str, Any]:

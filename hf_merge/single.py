@@ -1,9 +1,10 @@
 """One merge of one written recipe: checked from headers, streamed, and written to a folder or straight to the Hub."""
 
+import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from hf_merge.checkpoints.index import INDEX
 from hf_merge.checkpoints.writer import Shard, bytes_of, index_json
 from hf_merge.errors import MergeError, RecipeError
 from hf_merge.merging.architecture import auto_class
-from hf_merge.merging.execute import execute
+from hf_merge.merging.execute import OPEN_SHARDS, execute
 from hf_merge.merging.plan import MergePlan, open_inputs, plan
 from hf_merge.merging.verify import has_the_primarys_layout, verify
 from hf_merge.publishing.card import RECIPE_FILE, render
@@ -148,6 +149,7 @@ def merge_to_hub(
     processes = PartialState()
     state = PushState(cache_folder(PUSHES), str(api.endpoint), repo_id, _mark(compiled))
     with _written(state.folder), state.scratch(processes.process_index) as folder:
+        _check_room(folder, [shard.nbytes for shard in compiled.shards if state.noted(shard.name) is None])
         upload = ShardUpload(api, repo_id, private=private, state=state)
         execute(
             compiled,
@@ -221,6 +223,16 @@ def _prepare(folder: Path, compiled: MergePlan, overwrite: bool) -> None:
     marker.write_text(mark)
 
 
+def _check_room(folder: Path, shards: Sequence[int]) -> None:
+    """Refuse a push that would run out of disk in the middle. Shards of these sizes pass through `folder`, a few at a time."""
+    needed, free = sum(sorted(shards)[-OPEN_SHARDS:]), shutil.disk_usage(folder).free
+    if free < needed:
+        raise MergeError(
+            f"{OPEN_SHARDS} shards at a time need {needed:,} bytes of disk, and {folder} has {free:,} left: give a smaller "
+            "max_shard_size (--max-shard-size), or set HF_MERGE_CACHE to a folder with more room."
+        )
+
+
 def _mark(compiled: MergePlan) -> str:
     """What tells a merge from every other whose shards could lie in its folder."""
     local = [checkpoint for checkpoint in (*compiled.inputs, *compiled.adapters) if checkpoint.ref.is_local]
@@ -243,5 +255,7 @@ def _is_whole(folder: Path, shard: Shard) -> bool:
 def _written(where: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, MemoryError) as error:
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+            raise MergeError("Memory ran out: give a smaller max_memory (--max-memory).") from error
         raise MergeError(f"{where} cannot be written: {error}") from error

@@ -120,7 +120,7 @@ def fails(recipe: Path, capsys: pytest.CaptureFixture[str], *arguments: object) 
         ("models:", "model:", "Did you mean 'models'?"),
         ("merge_method", "merge_methods", "Did you mean 'merge_method'?"),
         ("/model1", "/nowhere", "nowhere is not a folder"),
-        ("ties", "ties\nslices: []", "this version of hf_merge cannot do it yet"),
+        ("ties", "ties\nslices: [{sources: []}]", "exactly one of 'models', 'slices' and 'modules'"),
         ("ties", "ties\ndtype: float8", "Unknown dtype 'float8'"),
         ("merge_method: ties", "{", "This is not YAML"),
     ],
@@ -219,4 +219,4 @@ def test_merge_loads_neither_evaluation_nor_search(recipe: Path, tmp_path: Path)
     done = python(LOADED, "merge", recipe, tmp_path / "out", "--quiet")
     code, *loaded = done.stdout.splitlines()[-1].split()
     assert code == "0", done.stderr
-    assert set(loaded) == {"torch", "transformers", "accelerate", "numpy", "yaml"}
+    assert set(loaded) == {"torch", "accelerate", "numpy", "yaml"}

@@ -26,6 +26,7 @@ FLOORS = {
     "evaluation": 4,
     "search": 5,
     "publishing": 6,
+    "adapters": 7,
     "single": 7,
     "result": 8,
     "auto": 9,

@@ -31,6 +31,7 @@ PUBLIC = sorted(
         "auto_merge",
         "check",
         "merge",
+        "merge_adapters",
     ]
 )
 

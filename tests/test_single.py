@@ -1,5 +1,6 @@
 """One merge of one recipe: into a folder or a repository, refused in time, resumed after any end, by one process or two."""
 
+import errno
 import os
 import resource
 import shutil
@@ -483,3 +484,28 @@ def test_consent_is_asked_for_publishing_and_not_for_a_folder_of_one_s_own(make:
     quietly(recipe, tmp_path / "own")
     assert "cc-by-nc-4.0" in (tmp_path / "own" / "README.md").read_text()
     quietly(recipe, push_to="demo/restricted", consent=True)
+
+
+def test_a_push_that_has_no_room_for_two_shards_is_refused_before_any_tensor_is_read(
+    make: Maker, hub: LocalHub, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(seed(hub, make("llama", 2), "crowded"))
+    sizes = sorted(shard.nbytes for shard in quietly(recipe, push_to="demo/roomy").plan.shards)
+    hub.clear_requests()
+    with free(monkeypatch, sum(sizes[-2:]) - 1), pytest.raises(MergeError, match=r"2 shards at a time need .*max_shard_size"):
+        quietly(recipe, push_to="demo/crowded")
+    assert hub.bytes_served(SHARD) <= 4 * 100_000
+    with free(monkeypatch, sum(sizes[-2:])):
+        quietly(recipe, push_to="demo/crowded")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_memory_that_runs_out_is_not_blamed_on_the_disk(
+    error: Exception, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Merger, "merge", run_out)
+    with pytest.raises(MergeError, match=r"Memory ran out: .*max_memory"):
+        quietly(recipe_of(make("llama", 2)), tmp_path / "out")

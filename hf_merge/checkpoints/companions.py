@@ -29,9 +29,7 @@ CARRIED = (
 """Files that are carried over as they are. Code is never carried."""
 
 
-def companion_files(
-    source: Checkpoint, dtype: torch.dtype | None, config: Mapping[str, Any] | None = None
-) -> dict[str, bytes]:
+def companion_files(source: Checkpoint, dtype: torch.dtype | None, config: Mapping[str, Any] | None = None) -> dict[str, bytes]:
     """The companions of `source`, by name. The config is its own unless another is given, and says the result's `dtype` (None:
     as it was)."""
     names = [name for name in source.files.sizes if any(fnmatch(name, pattern) for pattern in CARRIED)]

@@ -7,10 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_merge.checkpoints.checkpoint import Checkpoint
+from hf_merge.checkpoints.source import elements
 from hf_merge.checkpoints.tensors import tensors
 from hf_merge.errors import CheckpointError, MergeError
 from hf_merge.merging.architecture import tied_names
 
+LEAST_SHARED = 0.25
+"""Share of the primary's tensors that all models have, below which a merge of what they share is none of these models."""
+_HEADS = (
+    "Where only heads or buffers differ, say in the recipe what becomes of them: `private: base` keeps the base's, `owner` "
+    "keeps any model's, `drop` leaves them out."
+)
+_LAYOUT = (
+    "{} holds as many numbers under other names: load it with transformers and save it again (`from_pretrained`, "
+    "`save_pretrained`), and the other models as well if need be, so that all are written in one way."
+)
 _SAME_CONFIG = ("num_attention_heads", "num_key_value_heads", "hidden_act", "position_embedding_type")
 
 
@@ -48,10 +59,17 @@ def align(inputs: Sequence[Checkpoint], private: str = "refuse", by_token: tuple
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         number = f"{len(problems)} mismatch{'es' if len(problems) > 1 else ''}"
-        raise MergeError(f"The models do not fit {primary.label}, {number}:{listed}")
+        raise MergeError(f"The models do not fit {primary.label}, {number}:{listed}{_remedy(list(names), inputs, lookup)}")
     if not open_heads:
         return Alignment({name: tuple(own.get(name, "") for own in lookup) for name in names})
-    return Alignment(dict(_with_private(names, inputs, lookup, private, by_token or ())))
+    matched = dict(_with_private(names, inputs, lookup, private, by_token or ()))
+    merged = sum(all(places) for places in matched.values())
+    if merged < LEAST_SHARED * len(names):
+        raise MergeError(
+            f"Only {merged} of the {len(names)} tensors of {primary.label} are in all the models in one shape: they are no "
+            "fine-tunes of one base, and `private` is for what each has besides (a head, buffers)."
+        )
+    return Alignment(matched)
 
 
 def _with_private(
@@ -64,7 +82,7 @@ def _with_private(
     """The tensors that all models have in one shape, and of the others those that the policy keeps, each with one owner."""
     every = list(names)
     if private == "owner":
-        every += [name for own in lookup[1:] for name in own if own[name] == name or name not in own.values()]
+        every += [name for own in lookup[1:] for name in _besides(every, own)]
     for name in dict.fromkeys(every):
         places = tuple(own.get(name, "") for own in lookup)
         found = [tensors(c)[place] for c, place in zip(inputs, places, strict=True) if place]
@@ -76,8 +94,31 @@ def _with_private(
             yield name, tuple(place if i == owner else "" for i, place in enumerate(places))
 
 
+def _besides(names: Sequence[str], own: Mapping[str, str]) -> Iterable[str]:
+    """The names, as the primary would write them, of a model's tensors that are not among `names`."""
+    first: dict[str, str] = {}
+    for name, place in own.items():
+        first.setdefault(place, name)
+    taken = {own[name] for name in names if name in own}
+    return [name for place, name in first.items() if place not in taken]
+
+
+def _remedy(names: Sequence[str], inputs: Sequence[Checkpoint], lookup: Sequence[Mapping[str, str]]) -> str:
+    """What can be done for models that differ, if they look like one architecture; starts a line of its own."""
+    primary = inputs[0]
+    if any([*_config_problems(primary, c, True), *_vocabulary_problems(primary, c)] for c in inputs[1:]):
+        return ""
+    for checkpoint, own in zip(inputs[1:], lookup[1:], strict=True):
+        absent = [elements(tensors(primary)[name]) for name in names if name not in own]
+        besides = [elements(tensors(checkpoint)[own[name]]) for name in _besides(names, own)]
+        if absent and sum(absent) == sum(besides):
+            return "\n" + _LAYOUT.format(checkpoint.label)
+    shared = sum(1 for _ in _with_private(names, inputs, lookup, "drop", ()))
+    return f"\n{_HEADS}" if 2 * shared > len(names) else ""
+
+
 def _all_ties(inputs: Sequence[Checkpoint]) -> list[dict[str, str]]:
-    """Each model's tied tensors; transformers is asked only where there may be some that matter."""
+    """Each model's tied tensors; transformers is asked only where they matter: names differ, or a tied copy is stored."""
     same = all(tensors(c).keys() == tensors(inputs[0]).keys() for c in inputs)
     if same and not any(_has_copies(checkpoint) for checkpoint in inputs):
         return [{} for _ in inputs]
@@ -85,10 +126,10 @@ def _all_ties(inputs: Sequence[Checkpoint]) -> list[dict[str, str]]:
 
 
 def _has_copies(checkpoint: Checkpoint) -> bool:
-    """Whether two of its tensors may be the same one: as large as the vocabulary, of one shape, and not said to be untied."""
+    """Whether its config says that tensors are tied, and two as large as the vocabulary are of one shape."""
     size = checkpoint.config.get("vocab_size")
     shapes = Counter(e.shape for e in tensors(checkpoint).values() if e.shape and e.shape[0] == size)
-    return checkpoint.config.get("tie_word_embeddings") is not False and any(times > 1 for times in shapes.values())
+    return bool(checkpoint.config.get("tie_word_embeddings")) and any(times > 1 for times in shapes.values())
 
 
 def _canonical(name: str, checkpoint: Checkpoint, tied: Mapping[str, str]) -> str:

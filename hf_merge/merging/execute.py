@@ -129,56 +129,76 @@ def execute(
     state = PartialState()
     shards = [s for s in plan.shards[state.process_index :: state.num_processes] if not skip(s)]
     limit, held = (IN_FLIGHT, HELD) if max_memory is None else (max_memory, max_memory)
-    stop: list[BaseException] = []
-    output = _Output(plan, shards, folder, finished, stop)
-    stream = _ReadAhead(_in_order(plan, shards), limit, held)
-    merger, lock = Merger(plan, state.device), Lock()
     total, shown = sum(shard.nbytes for shard in shards), progress and state.is_local_main_process
     with one_torch_thread(), tqdm(total=total, unit="B", unit_scale=True, desc="Merging", disable=not shown) as bar:
+        stop: list[BaseException] = []
+        output = _Output(plan, shards, folder, finished, stop)
+        stream = _ReadAhead(_in_order(plan, shards), limit, held)
+        _Work(Merger(plan, state.device), stream, output, stop, bar.update).run(THREADS if state.device.type == "cpu" else 2)
+    state.wait_for_everyone()
 
-        def work() -> None:
-            torch.set_num_threads(1)
-            while not stop:
-                with lock:
-                    taken = stream.take()
-                    if taken is None:
-                        return
-                    file, name = output.file(taken[0].job.name), taken[0].job.name
 
-                def write(start: int, values: Tensor, file: ShardFile = file, name: str = name) -> None:
-                    if stop:
-                        raise stop[0]
-                    file.write(name, start, values)
-                    bar.update(values.nbytes)
+class _Work:
+    """The threads that merge: each takes the next piece, merges it and writes it, until there is none or one of them fails."""
 
-                piece, future, size = taken
-                merger.merge(piece if future is None else future.result(), write)
-                del taken, piece, future
-                stream.give_back(size)
-                output.done(name)
+    def __init__(
+        self,
+        merger: Merger,
+        stream: _ReadAhead,
+        output: _Output,
+        stop: list[BaseException],
+        told: Callable[[int], object],
+    ) -> None:
+        self.merger, self.stream, self.output, self.stop, self.told = merger, stream, output, stop, told
+        self._lock = Lock()
 
-        def guarded() -> None:
-            try:
-                work()
-            except BaseException as error:
-                stop.append(error)
-                raise
-
-        with ThreadPoolExecutor(_workers(state.device), thread_name_prefix="merge") as pool:
-            running = [pool.submit(guarded) for _ in range(_workers(state.device))]
+    def run(self, threads: int) -> None:
+        """Do all of it. Raises what the first of the threads that failed raised; nothing unfinished is left then."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+            running = [pool.submit(self._guarded) for _ in range(threads)]
             try:
                 wait(running)
-                if stop:
-                    raise stop[0]
+                if self.stop:
+                    raise self.stop[0]
             except BaseException as error:
-                stop.append(error)
-                stream.close()
+                self.stop.append(error)
+                self.stream.close()
                 wait(running)
-                output.abandon()
+                self.output.abandon()
                 raise
             finally:
-                stream.close()
-    state.wait_for_everyone()
+                self.stream.close()
+
+    def _guarded(self) -> None:
+        torch.set_num_threads(1)
+        try:
+            while not self.stop and self._one():
+                pass
+        except BaseException as error:
+            self.stop.append(error)
+            raise
+
+    def _one(self) -> bool:
+        """Merge the next piece; false if there is none."""
+        with self._lock:
+            taken = self.stream.take()
+            if taken is None:
+                return False
+            name = taken[0].job.name
+            file = self.output.file(name)
+
+        def write(start: int, values: Tensor) -> None:
+            if self.stop:
+                raise self.stop[0]
+            file.write(name, start, values)
+            self.told(values.nbytes)
+
+        piece, future, size = taken
+        self.merger.merge(piece if future is None else future.result(), write)
+        del taken, piece, future
+        self.stream.give_back(size)
+        self.output.done(name)
+        return True
 
 
 def _in_order(plan: MergePlan, shards: Sequence[Shard]) -> Iterator[Piece]:
@@ -186,7 +206,3 @@ def _in_order(plan: MergePlan, shards: Sequence[Shard]) -> Iterator[Piece]:
     for shard in shards:
         for job in sorted((plan.jobs[name] for name in shard.tensors), key=lambda job: -job.elements):
             yield from pieces_of(job)
-
-
-def _workers(device: torch.device) -> int:
-    return THREADS if device.type == "cpu" else 2

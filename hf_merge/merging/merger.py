@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -14,6 +15,9 @@ from hf_merge.checkpoints.source import Held, Source
 from hf_merge.errors import MergeError
 from hf_merge.merging.plan import MergePlan, TensorJob
 from hf_merge.tensors.rng import Draws
+
+
+_FETCH = ThreadPoolExecutor(8, thread_name_prefix="fetch")
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,13 @@ class Piece:
     def fetched(self) -> "Piece":
         """The same piece with what is far away brought into memory."""
 
+        # Several connections: one may be slow by itself.
+        far = [source for source in self.job.inputs if not source.near]
+        values = _FETCH.map(lambda source: source.read(self.start, self.stop), far)
+        there = {id(source): Held(source, read, self.start) for source, read in zip(far, values, strict=True)}
+
         def near(source: Source) -> Source:
-            return source if source.near else Held(source, source.read(self.start, self.stop), self.start)
+            return there.get(id(source), source)
 
         job = self.job
         held = replace(job, sources=tuple(map(near, job.sources)), base=None if job.base is None else near(job.base))

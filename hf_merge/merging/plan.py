@@ -1,7 +1,7 @@
 """From a recipe and the indices of its models to a plan: what is read, merged and written, before a tensor is touched."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
+from hf_merge.checkpoints.adapters import is_adapter
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.checkpoints.source import Source
 from hf_merge.checkpoints.tensors import tensors
 from hf_merge.checkpoints.writer import Shard, TensorSpec, plan_shards
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import Alignment, align
-from hf_merge.merging.bodies import bodies_of
+from hf_merge.merging.bodies import adapter_of, bodies_of, by_token, heads_of_adapters
 from hf_merge.merging.targets import Target, aligned_targets, composed_targets
 from hf_merge.merging.vocabulary import VocabularyPlan, align_vocabularies
 from hf_merge.methods import METHODS
@@ -26,7 +27,7 @@ from hf_merge.recipes.recipe import Recipe
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Threads that merge on a CPU."""
-IN_FLIGHT = 128 * 2**20
+IN_FLIGHT = 64 * 2**20
 """Bytes of source tensors from the network that are in memory at once; a piece that is larger by itself is read alone."""
 HELD = 2**30
 """Bytes of one tensor's sources up to which what has to be seen twice is kept and not fetched twice."""
@@ -82,7 +83,7 @@ class TensorJob:
     @property
     def measures(self) -> bool:
         """Whether all of it has to be seen before any of it can be merged."""
-        return self.method is not None and self.method.measure is not None and not self.whole_model
+        return self.method is not None and self.method.measures(self.arguments) and not self.whole_model
 
     @property
     def whole_model(self) -> bool:
@@ -193,7 +194,11 @@ class MergePlan:
 
 def open_inputs(recipe: Recipe, api: HfApi | None = None, *, pickles: bool = False) -> dict[ModelRef, Checkpoint]:
     """The checkpoints of a recipe's models, each opened (and pinned) once. `pickles` allows those that are only pickles."""
-    return {ref: Checkpoint(ref, api, pickles=pickles) for ref in recipe.inputs}
+    opened = {ref: Checkpoint(ref, api, pickles=pickles) for ref in recipe.inputs}
+    for checkpoint in opened.values():
+        if is_adapter(checkpoint.files):
+            adapter_of(checkpoint)  # from here on the checkpoint's tensors are those of the adapter's file
+    return opened
 
 
 def plan(
@@ -221,7 +226,10 @@ def plan(
         composition = composed_targets(recipe.layers, inputs, models, base)
         targets, config = composition.targets, composition.config
     views = {name: body.sources(anchor, recipe.private != "refuse") for name, body in bodies.items()}
-    jobs = _jobs(recipe, targets, inputs, views, vocabulary)
+    stored = [dict(tensors(checkpoint)) for checkpoint in inputs]
+    if recipe.private == "owner" and recipe.layers is None:
+        targets += tuple(heads_of_adapters(targets, views, models, stored))
+    jobs = _jobs(recipe, targets, stored, views, vocabulary)
     return MergePlan(
         recipe=pinned,
         inputs=inputs,
@@ -237,7 +245,7 @@ def plan(
 def _jobs(
     recipe: Recipe,
     targets: tuple[Target, ...],
-    inputs: Inputs,
+    stored: Sequence[Mapping[str, Source]],
     views: Mapping[str, Mapping[str, Source]],
     vocabulary: VocabularyPlan | None,
 ) -> dict[str, TensorJob]:
@@ -245,14 +253,14 @@ def _jobs(
     shared = recipe.arguments() if recipe.constant else None
     if shared is None and recipe.arguments().get(WHOLE_MODEL):
         raise MergeError(f"{WHOLE_MODEL} measures all tensors as one, so it cannot be had with numbers that differ by tensor.")
-    jobs, offset, stored = {}, 0, [tensors(checkpoint) for checkpoint in inputs]
+    jobs, offset = {}, 0
     for target in targets:
         first, name = target.base or target.sources[0]
         sources = [views[model][at] for model, (_, at) in zip(target.models, target.sources, strict=bool(target.models))]
         base = stored[target.base[0]][target.base[1]] if target.base else None
         like = stored[0].get(target.name, stored[first][name]) if recipe.layers is None else stored[first][name]
         if vocabulary and target.name in vocabulary.tensors:
-            sources, base, like = _by_token(target, sources, base, like, vocabulary, len(inputs))
+            sources, base, like = by_token(target, sources, base, like, vocabulary, stored)
         floating = like.dtype.is_floating_point
         spec = TensorSpec(like.shape, dtype if dtype and floating else like.dtype)
         if not target.models or not floating:
@@ -275,20 +283,3 @@ def _jobs(
         )
         offset += prod(like.shape)
     return jobs
-
-
-def _by_token(
-    target: Target, sources: list[Source], base: Source | None, like: Source, vocabulary: VocabularyPlan, inputs: int
-) -> tuple[list[Source], Source | None, Source]:
-    """The sources, the base's and the primary's, in the rows of the result's vocabulary."""
-    found: list[Source | None] = [None] * inputs
-    found[0] = like
-    for (i, _), source in zip(target.sources, sources, strict=False):
-        found[i] = source if found[i] is None or i == 0 else found[i]
-    if target.base and base:
-        found[target.base[0]] = base
-    rows = vocabulary.realigned(found)
-    if any(s.delta or s not in found for s in sources) and any(a is not b for a, b in zip(rows, found, strict=True)):
-        raise MergeError("Adapters cannot be merged into another vocabulary: merge them into their model first.")
-    there = [source or like for source in rows]
-    return [there[i] for i, _ in target.sources][: len(sources)], there[target.base[0]] if target.base else None, there[0]

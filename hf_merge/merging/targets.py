@@ -78,7 +78,11 @@ class _Composer:
             parts = [self._whole(part, module) for part in self.map.slices if part.module == module]
             if self.problems:
                 break
-            before, layered, after = self._outside(parts[0], module), self._layers(parts, module), self._outside(parts[-1], module)
+            before, layered, after = (
+                self._outside(parts[0], module),
+                self._layers(parts, module),
+                self._outside(parts[-1], module),
+            )
             targets += [t for t in before if comes_before_layers(t.name)]
             targets += layered
             targets += [t for t in after if not comes_before_layers(t.name)]
@@ -117,7 +121,9 @@ class _Composer:
             if stack is None:
                 stacks = ", ".join(self.layers[i].depths) or "none"
                 where = f" in the part {module!r}" if module else ""
-                self.problems.append(f"{self.inputs[i].label} has not one stack of layers{where}: {stacks}. Name it in `modules`.")
+                self.problems.append(
+                    f"{self.inputs[i].label} has not one stack of layers{where}: {stacks}. Name it in `modules`."
+                )
                 continue
             depth = self.layers[i].depths[stack]
             stop = depth if source.stop is None else source.stop
@@ -197,7 +203,9 @@ class _Composer:
 class _Nested:
     """The config of one part of a model: the whole of it, or what stands under a key of it."""
 
-    def __init__(self, composer: _Composer, key: str, old: int, picked: Sequence[tuple[LayerRange, int]], half: str = "") -> None:
+    def __init__(
+        self, composer: _Composer, key: str, old: int, picked: Sequence[tuple[LayerRange, int]], half: str = ""
+    ) -> None:
         self.composer, self.key, self.old, self.picked, self.half = composer, key, old, picked, half
 
     def changed(self, config: Mapping[str, Any]) -> dict[str, Any]:

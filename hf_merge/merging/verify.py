@@ -18,7 +18,8 @@ def has_the_primarys_layout(plan: MergePlan) -> bool:
 def verify(plan: MergePlan) -> None:
     """Raises `MergeError` if transformers would miss, not expect or not fit a tensor of the result; no weights are read.
 
-    A model type that transformers does not know, or a config without an architecture, cannot be verified and passes.
+    A model type that transformers does not know, or a config without an architecture, cannot be verified and passes. What is
+    left over is no fault where the model that lends the layout has it as well, or the recipe's policy for `private` keeps it.
     """
     config, cls = model_config(plan.primary, plan.config), model_class(plan.config)
     if config is None or cls is None:
@@ -33,9 +34,12 @@ def verify(plan: MergePlan) -> None:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    buffers = {name for name, job in plan.jobs.items() if not job.spec.dtype.is_floating_point}
+    allowed = {name for name, job in plan.jobs.items() if not job.spec.dtype.is_floating_point}
+    if plan.recipe.layers is None:
+        # transformers passes over what the primary holds beyond its class, and over heads that a policy keeps for another one.
+        allowed |= {*tensors(plan.primary), *(name for name, job in plan.jobs.items() if job.method is None)}
     wrong = [f"missing {name}" for name in sorted(info["missing_keys"])]
-    wrong += [f"unexpected {name}" for name in sorted(set(info["unexpected_keys"]) - buffers)]
+    wrong += [f"unexpected {name}" for name in sorted(set(info["unexpected_keys"]) - allowed)]
     wrong += [f"of another shape {name}" for name in sorted(map(str, info["mismatched_keys"]))]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""

@@ -38,7 +38,7 @@ def breadcrumbs(
     row_wise: bool = True,
     match_l1: bool = False,
     normalize: bool = False,
-    measured: tuple[Band | None, Tensor | None],
+    measured: tuple[Band | None, Tensor | None] | None,
     start: int = 0,
     shape: tuple[int, ...],
 ) -> Tensor:
@@ -50,7 +50,7 @@ def breadcrumbs(
     (unless that is next to 0), and `match_l1` multiplies what stays of a delta so that it keeps its L1 norm (mergekit's
     `rescale`); both are off there too.
     """
-    band, gains = measured
+    band, gains = measured or (None, None)
     stayed = middle(deltas, density, gamma, row_length(shape)) if band is None else band.of(deltas, start)
     if gains is not None:
         stayed *= per_model(gains, deltas)
@@ -58,5 +58,11 @@ def breadcrumbs(
 
 
 METHOD = Method(
-    name="breadcrumbs", merge=breadcrumbs, measure=measure, title="Model Breadcrumbs", paper="arXiv:2312.06795", block="rows"
+    name="breadcrumbs",
+    merge=breadcrumbs,
+    measure=measure,
+    measures_if=lambda arguments: bool(arguments["match_l1"] or not arguments["row_wise"]),
+    title="Model Breadcrumbs",
+    paper="arXiv:2312.06795",
+    block="rows",
 )

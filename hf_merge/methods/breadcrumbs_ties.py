@@ -38,7 +38,7 @@ def breadcrumbs_ties(
     row_wise: bool = True,
     match_l1: bool = False,
     normalize: bool = True,
-    measured: tuple[Band | None, Tensor | None],
+    measured: tuple[Band | None, Tensor | None] | None,
     start: int = 0,
     shape: tuple[int, ...],
 ) -> Tensor:
@@ -47,7 +47,7 @@ def breadcrumbs_ties(
     See `breadcrumbs` for what stays of a delta and for mergekit's reading, and `disjoint` for `normalize`, which mergekit
     has off unless told otherwise.
     """
-    band, gains = measured
+    band, gains = measured or (None, None)
     stayed = middle(deltas, density, gamma, row_length(shape)) if band is None else band.of(deltas, start)
     if gains is not None:
         stayed *= per_model(gains, deltas)
@@ -58,6 +58,7 @@ METHOD = Method(
     name="breadcrumbs_ties",
     merge=breadcrumbs_ties,
     measure=measure,
+    measures_if=lambda arguments: bool(arguments["match_l1"] or not arguments["row_wise"]),
     title="Model Breadcrumbs TIES",
     paper="arXiv:2312.06795",
     block="rows",

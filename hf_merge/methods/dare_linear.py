@@ -45,4 +45,11 @@ def dare_linear(
     return weighted_sum(dropped, shares(per_model(weights, deltas), normalize))
 
 
-METHOD = Method(name="dare_linear", merge=dare_linear, measure=measure, title="DARE linear", paper="arXiv:2311.03099")
+METHOD = Method(
+    name="dare_linear",
+    merge=dare_linear,
+    measure=measure,
+    measures_if=lambda arguments: bool(arguments["match_l1"]),
+    title="DARE linear",
+    paper="arXiv:2311.03099",
+)

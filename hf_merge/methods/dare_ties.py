@@ -44,4 +44,11 @@ def dare_ties(
     return disjoint(dropped, per_model(weights, deltas), normalize)
 
 
-METHOD = Method(name="dare_ties", merge=dare_ties, measure=measure, title="DARE TIES", paper="arXiv:2311.03099")
+METHOD = Method(
+    name="dare_ties",
+    merge=dare_ties,
+    measure=measure,
+    measures_if=lambda arguments: bool(arguments["match_l1"]),
+    title="DARE TIES",
+    paper="arXiv:2311.03099",
+)

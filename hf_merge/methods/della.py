@@ -6,10 +6,9 @@ from torch import Tensor
 
 from hf_merge.methods.method import Method, row_length
 from hf_merge.tensors.consensus import disjoint
-from hf_merge.tensors.ranks import magprune
+from hf_merge.tensors.ranks import Pruning, magprune, prune_in_norm
 from hf_merge.tensors.rng import Draws
 from hf_merge.tensors.sparsify import Blocks, PerModel, per_model
-from hf_merge.tensors.weighting import l1_gains
 
 
 def measure(
@@ -21,12 +20,9 @@ def measure(
     *,
     shape: tuple[int, ...],
     draws: Callable[[int], Draws],
-) -> Tensor | None:
-    """What each model's pruned tensor is multiplied with to have the L1 norm of its delta."""
-    if not match_l1:
-        return None
-    row = row_length(shape)
-    return l1_gains(blocks, lambda number, _, block: magprune(block, density, epsilon, row, draws(number), rescale=False))
+) -> Pruning | None:
+    """What stays of each block, and what each model's is multiplied with to have the L1 norm of its delta."""
+    return prune_in_norm(blocks, density, epsilon, row_length(shape), draws) if match_l1 else None
 
 
 def della(
@@ -39,7 +35,7 @@ def della(
     match_l1: bool = False,
     normalize: bool = True,
     rng: Draws,
-    measured: Tensor | None,
+    measured: Pruning | None,
     shape: tuple[int, ...],
 ) -> Tensor:
     """DELLA (arXiv:2406.11617, section 3): MagPrune in place of the trim of TIES, then elect and merge (see `disjoint`).
@@ -51,10 +47,19 @@ def della(
     where a norm is below 1e-7), and takes `density` 1 and `epsilon` 0.15 unless told otherwise; of a tensor with more than two
     axes it ranks along the second.
     """
-    pruned = magprune(deltas, density, epsilon, row_length(shape), rng, rescale and not match_l1)
-    if measured is not None:
-        pruned *= per_model(measured, deltas)
+    if measured is None:
+        pruned = magprune(deltas, density, epsilon, row_length(shape), rng, rescale)
+    else:
+        pruned = measured.of(deltas, rng.block)
     return disjoint(pruned, per_model(weights, deltas), normalize)
 
 
-METHOD = Method(name="della", merge=della, measure=measure, title="DELLA", paper="arXiv:2406.11617", block="rows")
+METHOD = Method(
+    name="della",
+    merge=della,
+    measure=measure,
+    measures_if=lambda arguments: bool(arguments["match_l1"]),
+    title="DELLA",
+    paper="arXiv:2406.11617",
+    block="rows",
+)

@@ -40,6 +40,8 @@ class Method:
     tensor; `merge` gets its result as `measured`. `models` is the least and greatest number of models; `ordered`
     says that their order matters. `space="any"` works on deltas if the recipe has a base, else on weights.
 
+    `measures_if` says with which arguments there is anything to measure; else `measured` is None.
+
     `free` names hyperparameters that need not lie in [0, 1], as those of their name do elsewhere. `block` says what a block is: `"elements"`, `BLOCK` of them; `"rows"`, as many whole rows (the last axis) as fit into
     `BLOCK`, and at least one; `"tensor"`, the whole of it. `merge` and `measure` that ask for `shape` get the tensor's; a
     `measure` that asks for `draws` gets a function from a block's number to the `rng` that `merge` will have for it.
@@ -51,6 +53,7 @@ class Method:
     paper: str
     space: Literal["delta", "weight", "any"] = "delta"
     measure: Callable[..., Any] | None = None
+    measures_if: Callable[[Mapping[str, Any]], bool] = lambda arguments: True
     models: tuple[int, int | None] = (1, None)
     ordered: bool = False
     block: Literal["elements", "rows", "tensor"] = "elements"
@@ -74,6 +77,12 @@ class Method:
     def deltas(self, base: bool) -> bool:
         """Whether it works on differences from the base, in a recipe with or without a `base`."""
         return self.space == "delta" or (self.space == "any" and base)
+
+    def measures(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a tensor has to be seen as a whole before it can be merged with these arguments."""
+        return self.measure is not None and self.measures_if(
+            {k: p.default for k, p in self.parameters.items()} | dict(arguments)
+        )
 
     def block_size(self, shape: tuple[int, ...]) -> int:
         """Elements of a block of a tensor of `shape`."""
@@ -102,7 +111,7 @@ class Method:
         draws: Callable[[int], Draws] | None = None,
     ) -> Any:
         """The state that `measure` folds from the blocks of a tensor of `n` elements; None if there is nothing to measure."""
-        if self.measure is None:
+        if self.measure is None or not self.measures(arguments):
             return None
         provided = {**arguments, "shape": shape, "draws": draws}
         return self.measure(blocks, n, **{k: v for k, v in provided.items() if k in self._measure_takes})

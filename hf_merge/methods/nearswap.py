@@ -12,8 +12,7 @@ def nearswap(stack: Tensor, *, t: float = 1e-4) -> Tensor:
     Where the two are nearer than that, the result is the second model: similar weights are swapped, others nearly kept.
     mergekit's reading, which has no default for `t`; the method's first merge took 0.0001.
     """
-    step = stack[1] - stack[0]
-    return torch.where(step.abs() <= t, stack[1], stack[0] + step.sign() * t)
+    return torch.clamp(stack[1], stack[0] - t, stack[0] + t)
 
 
 METHOD = Method(

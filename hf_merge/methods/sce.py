@@ -1,14 +1,16 @@
 """Select, calculate, erase: deltas weighted by their size in each tensor, where models differ most."""
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_merge.methods.method import Method
 from hf_merge.tensors.election import elect_unweighted
-from hf_merge.tensors.sparsify import Blocks, Cutoffs, cutoffs, kept, per_model, trim
+from hf_merge.tensors.masks import Bits, only, pack
+from hf_merge.tensors.sparsify import Blocks, cutoffs, kept, per_model, trim
 
 SMALL = 1e-6
 """Sum of the models' mean squares below which `uniform_fallback` weighs the models alike."""
@@ -16,31 +18,24 @@ SMALL = 1e-6
 
 @dataclass(frozen=True)
 class Measured:
-    """Where the spread over the models is cut, if it is, and the models' coefficients."""
+    """What stays of each block, by its first element and in packed bits, if not everything; and the models' coefficients."""
 
-    cut: Cutoffs | None
+    selected: dict[int, Bits]
     coefficients: Tensor
 
 
 def measure(blocks: Blocks, n: int, select_topk: float = 1.0, uniform_fallback: bool = False) -> Measured:
-    """The cut of the selection, and from the mean squares of what it leaves the coefficients of one tensor."""
-
-    def spreads() -> Iterable[Tensor]:
-        return (_spread(block) for block in blocks())
-
-    cut = None
-    if select_topk < 1:
-        differing = sum(int((block[1:] != block[0]).any(0).sum()) for block in blocks())
-        cut = cutoffs(spreads, [kept(select_topk, differing) / max(n, 1)], n)
+    """The elements of one tensor that are selected, and from their mean squares the coefficients."""
+    selected = _select(blocks, n, select_topk) if select_topk < 1 else {}
     squares, start = torch.zeros((), dtype=torch.float64), 0
     for block in blocks():
-        selected = _selected(block, cut, start)
-        squares = squares + torch.stack([row.double().square_().sum() for row in selected]).cpu()
+        stays = only(block, selected[start]) if selected else block
+        squares = squares + torch.stack([row.double().square_().sum() for row in stays]).cpu()
         start += block.shape[1]
     total = float(squares.sum())
     if total == 0 or (uniform_fallback and total / max(n, 1) < SMALL):
-        return Measured(cut, torch.full_like(squares, 1 / len(squares)))
-    return Measured(cut, squares / total)
+        return Measured(selected, torch.full_like(squares, 1 / len(squares)))
+    return Measured(selected, squares / total)
 
 
 def sce(
@@ -55,23 +50,39 @@ def sce(
     mergekit gives all models the same coefficient where the sum of their mean δ² is below 1e-6 (`uniform_fallback`), which is
     common for real fine-tunes, and selects ⌊…⌋ elements, perhaps none.
     """
-    return elect_unweighted(_selected(deltas, measured.cut, start), per_model(measured.coefficients, deltas), normalize=True)
+    stays = only(deltas, measured.selected[start]) if measured.selected else deltas
+    return elect_unweighted(stays, per_model(measured.coefficients, deltas), normalize=True)
 
 
-def _spread(block: Tensor) -> Tensor:
-    """Root of the sum of squared differences from the models' mean `(1, b)`: orders as the variance, and does not underflow."""
-    mean, total = torch.zeros(2, block.shape[1], dtype=torch.float64, device=block.device)
-    for row in block:
-        mean += row
-    mean /= len(block)
-    for row in block:
-        difference = mean - row
-        total.addcmul_(difference, difference)
-    return total.sqrt_().to(block.dtype)[None]
+def _select(blocks: Blocks, n: int, fraction: float) -> dict[int, Bits]:
+    """Of the elements where models differ, the `fraction` that vary most: packed bits by the first element of each block."""
+    differing, largest = 0, 0.0
+    for block in blocks():
+        first, *others = block.cpu().numpy()
+        differing += int(np.count_nonzero(np.logical_or.reduce([other != first for other in others]))) if others else 0
+        largest = max(largest, *(abs(float(end)) for end in block.aminmax())) if block.numel() else largest
+    # The largest square comes near the end of float32, so that the smallest one does not underflow.
+    scale = 2.0 ** (100 - 2 * math.frexp(largest)[1])
+    cut = cutoffs(lambda: (_variance(block, scale) for block in blocks()), [kept(fraction, differing) / max(n, 1)], n)
+    selected, start = {}, 0
+    for block in blocks():
+        selected[start] = pack(trim(_variance(block, scale), cut, start) != 0)
+        start += block.shape[1]
+    return selected
 
 
-def _selected(block: Tensor, cut: Cutoffs | None, start: int) -> Tensor:
-    return block if cut is None else block * (trim(_spread(block), cut, start) != 0)
+def _variance(block: Tensor, scale: float) -> Tensor:
+    """The models' variance `(1, b)` but for a factor: k Σ d² - (Σ d)² of the differences d from the first, times `scale`.
+
+    Not from their mean: these sums are exact for deltas of 16-bit weights, so that neither order nor rounding breaks ties.
+    """
+    first = block[0].double()
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for row in block[1:]:
+        difference = row.double().sub_(first)
+        total.add_(difference)
+        squares.addcmul_(difference, difference)
+    return squares.mul_(len(block) * scale).addcmul_(total, total, value=-scale).to(block.dtype)[None]
 
 
 METHOD = Method(name="sce", merge=sce, measure=measure, title="SCE", paper="arXiv:2408.07990")

@@ -232,7 +232,11 @@ class Recipe:
             written.append([{name: plain(value) for name, value in values.items()} for values in (*own, shared)])
             if part is not None:
                 merged = [(place[s.model], s.start, s.stop) for s in part.sources if s.model]
-                bases = [(None, s.start, s.stop) for s in part.sources if not s.model and (not merged or (s.start, s.stop) != merged[0][1:])]
+                bases = [
+                    (None, s.start, s.stop)
+                    for s in part.sources
+                    if not s.model and (not merged or (s.start, s.stop) != merged[0][1:])
+                ]
                 written.append([part.module, bases, merged])
         return written
 

@@ -24,7 +24,7 @@ Bits = npt.NDArray[np.uint32]
 
 MARGIN = 0.02
 """How far off a cut guessed on the first block may be, as a fraction of the elements."""
-GATHERED = 1 << 21
+GATHERED = 1 << 20
 """Magnitudes around the guess that may be gathered for each model, 8 bytes each."""
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_merge.tensors.ranks import band, bands, magprune, middle
+from hf_merge.tensors.ranks import band, bands, magprune, middle, prune_in_norm
 from hf_merge.tensors.rng import STEPS, Draws
 
 DRAWS = Draws(0, ("ada", "bob", "cyd"), "w", 0)
@@ -77,3 +77,39 @@ def test_magnitudes_of_few_and_of_many_digits_are_ranked_alike(digits):
     for row, mask, drawn in zip(rows.abs().tolist(), kept.tolist(), draws.tolist(), strict=True):
         order = sorted(range(100), key=lambda i: (-row[i], i))
         assert mask == [drawn[i] < max(1, round((99 - order.index(i)) / 99 * STEPS)) for i in range(100)]
+
+
+NORMAL = torch.randn(40, 70, generator=torch.Generator().manual_seed(0))
+ROWS = {
+    "many digits": NORMAL,
+    "few digits": NORMAL.bfloat16().float(),
+    "few values": NORMAL.round(),
+    "signs": NORMAL.sign(),
+    "mostly zero": NORMAL.where(NORMAL > 1.5, 0),
+    "many orders of magnitude": NORMAL * torch.exp(20 * NORMAL.flip(1)),
+    "almost equal": 1 + 1e-6 * NORMAL,
+    "a short row": NORMAL[:, :3],
+}
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("epsilon", [0.02, 0.4])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_every_row_is_pruned_by_the_ranks_in_it(rows, epsilon, rescale):
+    n = rows.shape[1]
+    order = rows.abs().sort(dim=1, descending=True, stable=True).indices
+    steps = ((0.5 + epsilon - 2 * epsilon * torch.arange(n, dtype=torch.float64) / (n - 1)) * STEPS).round()
+    chances = torch.empty(rows.shape, dtype=torch.float64).scatter_(1, order, steps.expand(rows.shape))
+    stays = DRAWS.uniform(0, rows.numel()).reshape(rows.shape) < chances
+    found = magprune(rows.reshape(1, -1), 0.5, epsilon, n, DRAWS, rescale).reshape(rows.shape)
+    torch.testing.assert_close(found, (rows * stays * (STEPS / chances if rescale else 1)).float(), rtol=1e-6, atol=0)
+
+
+def test_pruning_in_norm_gives_back_the_norms_of_the_whole_tensor():
+    stack = torch.stack([NORMAL, 3 * NORMAL.flip(0), 0 * NORMAL]).reshape(3, -1)
+    blocks, draws = stack.split(20 * 70, dim=1), [Draws(0, DRAWS.models, "w", number) for number in range(2)]
+    pruning = prune_in_norm(lambda: blocks, 0.5, 0.1, 70, draws.__getitem__)
+    parts = [pruning.of(block, number) for number, block in enumerate(blocks)]
+    torch.testing.assert_close(torch.cat(parts, 1).abs().sum(1), stack.abs().sum(1))
+    for part, block, rng in zip(parts, blocks, draws, strict=True):
+        assert torch.equal(part != 0, magprune(block, 0.5, 0.1, 70, rng, rescale=False) != 0)
