@@ -3,9 +3,9 @@
     python benchmarks/speed.py --mergekit /path/to/another/venv/bin/mergekit-yaml
 
 A family of Llama shape is generated (bfloat16, one base and three fine-tunes; `--layers 16` is 317 M parameters) and kept in
-`--work`. mergekit gets its own YAML with `dtype: bfloat16`, its fastest mode; ours computes in float32. Both read from and write
-to the same disk, with the inputs in the page cache. The merge phase of ours is also compared with the time that reading the
-inputs and writing the result takes by themselves.
+`--work`. mergekit gets its own YAML with `dtype: bfloat16`, its fastest mode; ours computes in float32. Both read from and
+write to the same disk, with the inputs in the page cache. The merge phase of ours is also compared with the time that
+reading the inputs and writing the result takes by themselves.
 """
 
 import argparse
@@ -190,9 +190,8 @@ def main() -> None:
     for method in ("linear", "task_arithmetic"):
         pairs = [phase(method, folders, out) for _ in range(given.runs)]
         ratios = [merged / least for merged, least in pairs]
-        print(
-            f"| {method} | {spread([m for m, _ in pairs], 2)} | {spread([least for _, least in pairs], 2)} | {spread(ratios, 2)} |"
-        )
+        shown = (spread([m for m, _ in pairs], 2), spread([least for _, least in pairs], 2), spread(ratios, 2))
+        print(f"| {method} | {' | '.join(shown)} |")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def merge_to_folder(
         execute(compiled, folder, skip=lambda shard: _is_whole(folder, shard), max_memory=max_memory, progress=progress)
         if state.is_main_process:
             for name, data in {**result_files(compiled), **files}.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(data)
             (folder / MARKER).unlink()
         state.wait_for_everyone()

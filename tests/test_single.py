@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import CheckpointError, MergeError, PublishError, RecipeError
+from hf_merge.merging.merger import Merger
 from hf_merge.recipes import yaml
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.single import MARKER, Merged, check, merge

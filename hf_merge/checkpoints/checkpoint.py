@@ -50,6 +50,8 @@ class Checkpoint:
         self.ref = ref.pinned(self.commit)
         self.label = self.files.label
         self._held: dict[str, Tensor] = {}
+        self.kept: dict[str, Any] = {}
+        """What others have worked out from the headers, by name, to be worked out once."""
         self._allow_pickles = pickles
 
     @cached_property

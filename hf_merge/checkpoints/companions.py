@@ -25,6 +25,10 @@ CARRIED = (
     "chat_template*",
     "preprocessor_config.json",
     "processor_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "[0-9]_*/config.json",
 )
 """Files that are carried over as they are. Code is never carried."""
 

@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from torch import Tensor
 
-from hf_merge.checkpoints.index import TensorEntry
+from hf_merge.checkpoints.index import MODULE_CONFIG, TensorEntry
 from hf_merge.checkpoints.local import LocalFiles
 from hf_merge.errors import CheckpointError
 from hf_merge.model_ref import ModelRef
@@ -55,12 +55,13 @@ class HubFiles:
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        """Size of every file at the top of the repository."""
+        """Size of every file at the top of the repository, and of the `MODULE_CONFIG`s."""
         try:
-            entries = list(self.api.list_repo_tree(self.ref.id, revision=self.commit))
+            entries = list(self.api.list_repo_tree(self.ref.id, revision=self.commit, recursive=True))
         except (HfHubHTTPError, httpx.HTTPError) as error:
             raise _explained(error, self.ref, self.api, f"{self.label}: the list of files cannot be read") from error
-        return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        return {file.path: file.size for file in files if "/" not in file.path or MODULE_CONFIG.fullmatch(file.path)}
 
     def read(self, name: str, entry: TensorEntry, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, flat, in its own dtype."""
@@ -136,7 +137,7 @@ class HubFiles:
     def _cache(self, file: str) -> LocalFiles | None:
         if file not in self._cached:
             path = try_to_load_from_cache(self.ref.id, file, revision=self.commit)
-            self._cached[file] = LocalFiles(Path(path).parent, self.label) if isinstance(path, str) else None
+            self._cached[file] = LocalFiles(Path(path).parents[file.count("/")], self.label) if isinstance(path, str) else None
         return self._cached[file]
 
 

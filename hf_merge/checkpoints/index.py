@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from mmap import mmap
@@ -14,6 +15,8 @@ from hf_merge.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")
+"""Configs in folders that count: those of a sentence-transformers model's modules."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FIRST_READ = 100_000
 """Bytes read at once from the start of a shard: enough for most headers."""
@@ -47,7 +50,7 @@ class Files(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Size of every file at the top of the repository."""
+        """Size of every file at the top of the repository, and of the `MODULE_CONFIG`s."""
 
     def read_bytes(self, file: str, start: int, stop: int) -> bytearray | mmap:
         """The bytes [start, stop) of a file. Raises `CheckpointError` if they cannot be had."""

@@ -10,7 +10,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from hf_merge.checkpoints.index import TensorEntry
+from hf_merge.checkpoints.index import MODULE_CONFIG, TensorEntry
 from hf_merge.errors import CheckpointError
 
 
@@ -31,8 +31,10 @@ class LocalFiles:
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        """Size of every file in the folder."""
-        return {path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.is_file()}
+        """Size of every file in the folder, and of the `MODULE_CONFIG`s."""
+        paths = sorted([*self.folder.iterdir(), *self.folder.glob("*/config.json")])
+        sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+        return {name: size for name, size in sizes.items() if "/" not in name or MODULE_CONFIG.fullmatch(name)}
 
     def is_near(self, file: str) -> bool:
         """Every file is."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 from hf_merge.checkpoints.adapter_config import CONFIG
 from hf_merge.checkpoints.adapters import Adapter, is_adapter
@@ -18,10 +18,12 @@ from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe
 
 
-@lru_cache(maxsize=32)
 def adapter_of(checkpoint: Checkpoint) -> Adapter:
     """The adapter in a repository, opened once: a search plans a merge of it for every trial."""
-    return Adapter(checkpoint)
+    if "adapter" not in checkpoint.kept:
+        checkpoint.kept["adapter"] = Adapter(checkpoint)
+    known: Adapter = checkpoint.kept["adapter"]
+    return known
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class LiveModel:
         if not merged.keys() <= self._targets.keys():
             # The checkpoint's layout is not the module's (fused experts, renamed modules): transformers converts it.
             merged = dict(_build(compiled, merged).state_dict())
+        if other := [name for name, tensor in merged.items() if self._targets[name].shape != tensor.shape]:
+            raise MergeError(f"{recipe} makes another model than the one in memory: {other[0]!r} has another shape.")
         with torch.no_grad():
             for name, tensor in merged.items():
                 self._targets[name].copy_(tensor)

@@ -16,7 +16,6 @@ from hf_merge.errors import MergeError
 from hf_merge.merging.plan import MergePlan, TensorJob
 from hf_merge.tensors.rng import Draws
 
-
 _FETCH = ThreadPoolExecutor(8, thread_name_prefix="fetch")
 
 
@@ -67,7 +66,7 @@ class Piece:
 
 
 class Merger:
-    """Merges the tensors of a plan on a `device`. What is measured over the whole model is measured once, when first asked for."""
+    """Merges the tensors of a plan on a `device`. What is measured over the whole model is measured once, when it is needed."""
 
     def __init__(self, plan: MergePlan, device: torch.device) -> None:
         self.plan, self.device = plan, device
@@ -80,7 +79,7 @@ class Merger:
         A tensor's values are the same whatever pieces it is cut into. Raises `MergeError` that names the tensor for values
         that are not finite and for results that overflow the dtype.
         """
-        job, arguments = piece.job, dict(piece.job.arguments)
+        arguments = dict(piece.job.arguments)
         scaling = arguments.pop("scaling", 1.0)
         state = self._state(piece, arguments)
         for near in piece.parts():

@@ -101,7 +101,8 @@ class TensorJob:
 class MergePlan:
     """A recipe made concrete: `recipe` pinned to commits, the models that are read, jobs by tensor and output shards.
 
-    `config` is the result's config.json, `vocabulary` its tokens if they are not the primary's, `licenses` what the models declare, by id, if that was asked.
+    `config` is the result's config.json, `vocabulary` its tokens if they are not the primary's, `licenses` what the models
+    declare, by id, if that was asked.
     """
 
     recipe: Recipe
@@ -183,8 +184,9 @@ class MergePlan:
         carried = sum(job.method is None for job in self.jobs.values())
         shards = f"{len(self.shards)} shard{'s' if len(self.shards) > 1 else ''}"
         lines.append(
-            f"Result: {len(self.jobs)} tensors{f' ({carried} carried over)' if carried else ''}, {self.parameters:,} parameters, "
-            f"{self.bytes_written / 1e6:,.1f} MB in {shards}; reads {self.bytes_read / 1e6:,.1f} MB."
+            f"Result: {len(self.jobs)} tensors{f' ({carried} carried over)' if carried else ''}, "
+            f"{self.parameters:,} parameters, {self.bytes_written / 1e6:,.1f} MB in {shards}; "
+            f"reads {self.bytes_read / 1e6:,.1f} MB."
         )
         if self.vocabulary:
             lines += [str(self.vocabulary), *(f"Note: {warning}" for warning in self.vocabulary.warnings)]

@@ -61,7 +61,7 @@ class Composition:
 def composed_targets(
     layers: LayerMap, inputs: Sequence[Checkpoint], models: Mapping[str, int], base: int | None
 ) -> Composition:
-    """The targets of a map of layers. Raises `MergeError` for layers that a model does not have, and tensors that do not fit."""
+    """The targets of a map of layers. Raises `MergeError` for layers that a model does not have, and unlike tensors."""
     return _Composer(layers, inputs, models, base).compose()
 
 

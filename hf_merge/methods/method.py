@@ -40,9 +40,10 @@ class Method:
     tensor; `merge` gets its result as `measured`. `models` is the least and greatest number of models; `ordered`
     says that their order matters. `space="any"` works on deltas if the recipe has a base, else on weights.
 
-    `measures_if` says with which arguments there is anything to measure; else `measured` is None.
+    `measures_if` says with which arguments there is anything to measure; else `measured` is None. `free` names hyperparameters
+    that need not lie in [0, 1], as those of their name do elsewhere.
 
-    `free` names hyperparameters that need not lie in [0, 1], as those of their name do elsewhere. `block` says what a block is: `"elements"`, `BLOCK` of them; `"rows"`, as many whole rows (the last axis) as fit into
+    `block` says what a block is: `"elements"`, `BLOCK` of them; `"rows"`, as many whole rows (the last axis) as fit into
     `BLOCK`, and at least one; `"tensor"`, the whole of it. `merge` and `measure` that ask for `shape` get the tensor's; a
     `measure` that asks for `draws` gets a function from a block's number to the `rng` that `merge` will have for it.
     """

@@ -38,8 +38,8 @@ class LayerRange:
 class Slice:
     """Layers of the result: layer i is the merge of the i-th layers of all `sources`.
 
-    Layers whose only source is the base are the base's. `parameters` hold for this slice. `module` names the part of the model that it belongs to, in models of several parts
-    (`encoder`, `vision_tower`); "" is all of a model of one part.
+    Layers whose only source is the base are the base's. `parameters` hold for this slice. `module` names the part of the model
+    that it belongs to, in models of several parts (`encoder`, `vision_tower`); "" is all of a model of one part.
     """
 
     sources: tuple[LayerRange, ...]

@@ -1,7 +1,6 @@
 """A recipe: which models are merged into what, with which method and numbers."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +13,13 @@ from hf_merge.methods import METHODS
 from hf_merge.methods.method import Method
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.layer_map import LayerMap, LayerRange, Slice
+from hf_merge.recipes.parameters import wrong_number, wrong_parameters
 from hf_merge.recipes.tokenizer import TokenizerRequest
 from hf_merge.recipes.tokenizer import to_dict as tokenizer_to_dict
-from hf_merge.recipes.value import Value, layered, numbers, parsed, plain, resolved
+from hf_merge.recipes.value import Value, layered, parsed, plain, resolved
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRIVATE = ("refuse", "base", "owner", "drop")
-UNIT_INTERVAL = frozenset({"density", "t"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ class Recipe:
             yield unknown("merge method", self.method, METHODS)
             return
         for models in self._merged_together():
-            yield from _wrong_number(method, models)
+            yield from wrong_number(method, models)
         if method.space == "delta" and self.base is None:
             yield f"{method.name} merges differences from a base model: give `base`."
         if self.private not in PRIVATE:
@@ -95,19 +94,19 @@ class Recipe:
             yield unknown("dtype", self.dtype, DTYPES)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             yield f"`seed` is a whole number, got {self.seed!r}."
-        yield from _wrong_parameters(method, self.parameters, "the recipe's parameters", per_model=False)
+        yield from wrong_parameters(method, self.parameters, "the recipe's parameters", per_model=False)
         for model in self.models:
-            yield from _wrong_parameters(method, model.parameters, f"the parameters of {model.name!r}", per_model=True)
+            yield from wrong_parameters(method, model.parameters, f"the parameters of {model.name!r}", per_model=True)
         for ref in self.tokenizer.refs if self.tokenizer else ():
             if ref not in (self.base, *(m.ref for m in self.models)):
                 yield f"The tokenizer takes tokens of {ref}, which is not a model of the recipe."
         if self.layers is not None:
             yield from self.layers.problems(m.name for m in self.models)
             for number, part in enumerate(self.layers.slices, 1):
-                yield from _wrong_parameters(method, part.parameters, f"the parameters of slice {number}", per_model=False)
+                yield from wrong_parameters(method, part.parameters, f"the parameters of slice {number}", per_model=False)
                 for source in part.sources:
                     where = f"the parameters of {source.model!r} in slice {number}"
-                    yield from _wrong_parameters(method, source.parameters, where, per_model=True)
+                    yield from wrong_parameters(method, source.parameters, where, per_model=True)
 
     def _merged_together(self) -> Iterable[int]:
         """How many models are merged at once, in each part of the result."""
@@ -269,33 +268,3 @@ def distinct(models: tuple[RecipeModel, ...]) -> tuple[RecipeModel, ...]:
             taken.add(model.name)
         named.append(model)
     return tuple(named)
-
-
-def _wrong_number(method: Method, models: int) -> Iterable[str]:
-    least, most = method.models
-    if not least <= models <= (most or models):
-        wanted = f"exactly {least}" if least == most else f"at least {least}"
-        yield f"{method.name} merges {wanted} model{'s' if wanted != 'exactly 1' else ''}, got {models}."
-
-
-def _wrong_parameters(method: Method, given: Mapping[str, Value], where: str, per_model: bool) -> Iterable[str]:
-    for name, value in given.items():
-        parameter = method.parameters.get(name)
-        if parameter is None:
-            yield f"In {where}: {unknown(f'parameter of {method.name}', name, method.parameters)}"
-        elif per_model and not parameter.per_model:
-            yield f"In {where}: {name!r} is one number for the whole merge; move it to the recipe's parameters."
-        elif value == ():
-            yield f"In {where}: {name!r} is an empty list."
-        else:
-            unit = name in UNIT_INTERVAL and name not in method.free
-            wrong = (_wrong_value(name, n, isinstance(parameter.default, bool), unit) for n in numbers(value))
-            yield from (f"In {where}: {problem}" for problem in dict.fromkeys(wrong) if problem)
-
-
-def _wrong_value(name: str, value: Any, truth: bool, unit: bool) -> str | None:
-    if truth:
-        return None if isinstance(value, bool) else f"{name!r} is true or false, got {value!r}."
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return f"{name!r} is a finite number, got {value!r}."
-    return f"{name!r} lies between 0 and 1, got {value!r}." if unit and not 0 <= value <= 1 else None

@@ -213,12 +213,12 @@ def _slice(recipe: Recipe, part: Slice) -> dict[str, Any]:
     method, anchor = METHODS[recipe.method], _anchor(recipe)
     models = {model.name: model for model in recipe.models}
     values, merged = iter(recipe.values(part)[0]), [source for source in part.sources if source.model]
-    bases = [source for source in part.sources if not source.model] or ([merged[0]] if recipe.deltas else [])
+    bases = [source for source in part.sources if not source.model] or (merged[:1] if recipe.deltas else [])
     sources: list[dict[str, Any]] = [{"model": str(recipe.base), "layer_range": [s.start, s.stop]} for s in bases]
     for source in merged:
         entry = _entry(method, models[source.model], next(values))
         sources.append({"model": entry.pop("model"), "layer_range": [source.start, source.stop]} | entry)
-    first = models[merged[0].model].ref
+    first = models[merged[0].model].ref if merged else anchor
     return {"sources": sources} | ({"base_model": str(first)} if method.ordered and first != anchor else {})
 
 

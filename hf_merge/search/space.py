@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.methods import METHODS
 from hf_merge.model_ref import ModelRef
-from hf_merge.recipes.recipe import UNIT_INTERVAL, Recipe, RecipeModel
+from hf_merge.recipes.parameters import UNIT_INTERVAL
+from hf_merge.recipes.recipe import Recipe, RecipeModel
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"weight": (0.0, 1.0), "density": (0.05, 1.0), "scaling": (0.3, 1.5), "t": (0.0, 1.0)}

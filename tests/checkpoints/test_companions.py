@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import Maker
 
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.checkpoints.companions import companion_files
@@ -101,3 +102,17 @@ def test_the_source_s_own_config_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_config_points_to_no_code_because_none_is_carried(tmp_path: Path) -> None:
     found = config_of(source(tmp_path / "model", auto_map={"AutoModel": "modeling_x.X"}, model_type="x"), None)
     assert found == {"model_type": "x"}
+
+
+def test_a_sentence_transformers_model_keeps_its_modules(make: Maker, hub: LocalHub, tmp_path: Path) -> None:
+    (folder,) = make("bert", 1)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / "modules.json").write_text("[]")
+    (folder / "other").mkdir()
+    (folder / "other/config.json").write_text("{}")
+    hub.seed("sentence/model", folder)
+    local, remote = (companion_files(Checkpoint(ModelRef.parse(ref)), None) for ref in (folder, "sentence/model"))
+    assert local == remote
+    assert {"modules.json", "1_Pooling/config.json"} <= local.keys()
+    assert "other/config.json" not in local
