@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_merge.merging.merger import Merger, merge_tensor
+from hf_merge.merging.merger import Merger
 from hf_merge.merging.plan import MergePlan, TensorJob
 from hf_merge.single import merge
 
@@ -89,19 +89,6 @@ class Mergekit:
         return subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def with_their_counts(job: TensorJob) -> TensorJob:
-    """The job with densities that keep as many elements as mergekit: rounded down, in TIES at least one."""
-    n, arguments = job.elements, dict(job.arguments)
-    if job.method is not None and job.method.name == "sce":
-        stack = deltas(job)
-        differing = int((stack[1:] != stack[0]).any(0).sum())
-        arguments["select_topk"] = int(arguments["select_topk"] * differing) / max(1, differing)
-    else:
-        least = 1 if job.method is not None and job.method.name == "ties" else 0
-        arguments["density"] = [max(least, int(density * n)) / n for density in arguments["density"]]
-    return replace(job, arguments=arguments)
-
-
 def at_a_cut(job: TensorJob) -> Tensor:
     """Elements `(n,)` whose magnitude in some model's delta is exactly the one at a cut: of several, any may stay."""
     n, found = job.elements, torch.zeros(job.elements, dtype=torch.bool)
@@ -111,7 +98,7 @@ def at_a_cut(job: TensorJob) -> Tensor:
     gammas = job.arguments.get("gamma", [0.0] * len(densities))
     for row, density, gamma in zip(deltas(job).abs(), densities, gammas, strict=True):
         top = int(gamma * n)
-        for count in {top, top + int(density * n), top + round(density * n)}:
+        for count in {top, top + int(density * n)}:
             if 0 < count <= n:
                 found |= row == row.kthvalue(n - count + 1).values
     return found
@@ -152,7 +139,6 @@ def causes(method: str, merger: Merger, job: TensorJob | None, theirs: Tensor, b
         yield "fused", everything
         return
     if method in CUTS:
-        yield "count", relative(merge_tensor(merger, with_their_counts(job)).flatten(), theirs) <= TOLERANCE
         yield "tie", at_a_cut(job)
     norms = deltas(job).double().norm(dim=1)
     if method == "slerp" and float(norms.min()) == 0:

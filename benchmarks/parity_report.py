@@ -9,9 +9,6 @@ from typing import Any
 from parity_random import RandomRow
 
 CAUSES = {
-    "count": """`density` times the number of elements is no whole number. We keep max(1, round(·)) elements, mergekit ⌊·⌋ (in
-TIES at least one): of each model's tensor at most one element at each cut. In SCE that one element also moves the coefficients
-of its tensor. Counted here is what our method gives as mergekit does once it keeps as many elements.""",
     "tie": """The element's magnitude is, bit for bit, the one at the cut, and not alone there. We keep the lowest index,
 mergekit whichever its sort leaves.""",
     "zero": """SLERP with a tensor that is all zeros and has no direction (biases of a fresh model). We interpolate linearly,

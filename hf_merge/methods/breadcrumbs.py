@@ -16,11 +16,12 @@ def measure(
     gamma: PerModel = 0.006,
     row_wise: bool = True,
     match_l1: bool = False,
+    round_down: bool = False,
     *,
     shape: tuple[int, ...],
 ) -> tuple[Band | None, Tensor | None]:
     """Where each model's tensor is cut, if not by rows; and what the rest is multiplied with, if anything."""
-    band = None if row_wise else bands(blocks, density, gamma, n)
+    band = None if row_wise else bands(blocks, density, gamma, n, round_down)
     row = row_length(shape)
 
     def left(_: int, start: int, block: Tensor) -> Tensor:
@@ -37,6 +38,7 @@ def breadcrumbs(
     gamma: PerModel = 0.006,
     row_wise: bool = True,
     match_l1: bool = False,
+    round_down: bool = False,
     normalize: bool = False,
     measured: tuple[Band | None, Tensor | None] | None,
     start: int = 0,
@@ -46,8 +48,8 @@ def breadcrumbs(
 
     Of each row (the last axis) the ⌊γ n⌋ largest magnitudes go, and of the others the max(1, round(density n)) largest stay;
     if both do not fit, fewer of the largest go. Without `row_wise` the same in the whole tensor: mergekit's reading, with
-    `density` 1 and `gamma` 0.01 unless told otherwise, and ⌊density n⌋ elements. `normalize` divides the sum by Σ_k w_k
-    (unless that is next to 0), and `match_l1` multiplies what stays of a delta so that it keeps its L1 norm (mergekit's
+    `density` 1 and `gamma` 0.01 unless told otherwise, and ⌊density n⌋ elements (`round_down`). `normalize` divides the sum by
+    Σ_k w_k (unless that is next to 0), and `match_l1` multiplies what stays of a delta so that it keeps its L1 norm (mergekit's
     `rescale`); both are off there too.
     """
     band, gains = measured or (None, None)

@@ -16,11 +16,12 @@ def measure(
     gamma: PerModel = 0.006,
     row_wise: bool = True,
     match_l1: bool = False,
+    round_down: bool = False,
     *,
     shape: tuple[int, ...],
 ) -> tuple[Band | None, Tensor | None]:
     """Where each model's tensor is cut, if not by rows; and what the rest is multiplied with, if anything."""
-    band = None if row_wise else bands(blocks, density, gamma, n)
+    band = None if row_wise else bands(blocks, density, gamma, n, round_down)
     row = row_length(shape)
 
     def left(_: int, start: int, block: Tensor) -> Tensor:
@@ -37,6 +38,7 @@ def breadcrumbs_ties(
     gamma: PerModel = 0.006,
     row_wise: bool = True,
     match_l1: bool = False,
+    round_down: bool = False,
     normalize: bool = True,
     measured: tuple[Band | None, Tensor | None] | None,
     start: int = 0,

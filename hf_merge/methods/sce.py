@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_merge.methods.method import Method
 from hf_merge.tensors.election import elect_unweighted
 from hf_merge.tensors.masks import Bits, only, pack
-from hf_merge.tensors.sparsify import Blocks, cutoffs, kept, per_model, trim
+from hf_merge.tensors.sparsify import Blocks, cutoffs, kept, per_model, rounded_down, trim
 
 SMALL = 1e-6
 """Sum of the models' mean squares below which `uniform_fallback` weighs the models alike."""
@@ -24,9 +24,11 @@ class Measured:
     coefficients: Tensor
 
 
-def measure(blocks: Blocks, n: int, select_topk: float = 1.0, uniform_fallback: bool = False) -> Measured:
+def measure(
+    blocks: Blocks, n: int, select_topk: float = 1.0, uniform_fallback: bool = False, round_down: bool = False
+) -> Measured:
     """The elements of one tensor that are selected, and from their mean squares the coefficients."""
-    selected = _select(blocks, n, select_topk) if select_topk < 1 else {}
+    selected = _select(blocks, n, select_topk, round_down) if select_topk < 1 else {}
     squares, start = torch.zeros((), dtype=torch.float64), 0
     for block in blocks():
         stays = only(block, selected[start]) if selected else block
@@ -39,7 +41,13 @@ def measure(blocks: Blocks, n: int, select_topk: float = 1.0, uniform_fallback: 
 
 
 def sce(
-    deltas: Tensor, *, select_topk: float = 1.0, uniform_fallback: bool = False, measured: Measured, start: int = 0
+    deltas: Tensor,
+    *,
+    select_topk: float = 1.0,
+    uniform_fallback: bool = False,
+    round_down: bool = False,
+    measured: Measured,
+    start: int = 0,
 ) -> Tensor:
     """SCE (arXiv:2408.07990, section 3.3), per tensor.
 
@@ -48,13 +56,13 @@ def sce(
     Erase: elect a sign on the sum of the deltas, and average those that have it, weighted by their coefficients.
 
     mergekit gives all models the same coefficient where the sum of their mean δ² is below 1e-6 (`uniform_fallback`), which is
-    common for real fine-tunes, and selects ⌊…⌋ elements, perhaps none.
+    common for real fine-tunes, and selects ⌊…⌋ elements, perhaps none (`round_down`).
     """
     stays = only(deltas, measured.selected[start]) if measured.selected else deltas
     return elect_unweighted(stays, per_model(measured.coefficients, deltas), normalize=True)
 
 
-def _select(blocks: Blocks, n: int, fraction: float) -> dict[int, Bits]:
+def _select(blocks: Blocks, n: int, fraction: float, round_down: bool) -> dict[int, Bits]:
     """Of the elements where models differ, the `fraction` that vary most: packed bits by the first element of each block."""
     differing, largest = 0, 0.0
     for block in blocks():
@@ -63,6 +71,7 @@ def _select(blocks: Blocks, n: int, fraction: float) -> dict[int, Bits]:
         largest = max(largest, *(abs(float(end)) for end in block.aminmax())) if block.numel() else largest
     # The largest square comes near the end of float32, so that the smallest one does not underflow.
     scale = 2.0 ** (100 - 2 * math.frexp(largest)[1])
+    fraction = rounded_down(fraction, differing) if round_down else fraction
     cut = cutoffs(lambda: (_variance(block, scale) for block in blocks()), [kept(fraction, differing) / max(n, 1)], n)
     selected, start = {}, 0
     for block in blocks():

@@ -7,7 +7,7 @@ from torch import Tensor
 from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import disjoint
 from hf_merge.tensors.election import elect_unweighted
-from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, per_model, trim
+from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, per_model, rounded_down, trim
 from hf_merge.tensors.weighting import l1_gains
 
 
@@ -19,10 +19,11 @@ class Measured:
     gains: Tensor | None
 
 
-def measure(blocks: Blocks, n: int, density: PerModel = 0.2, match_l1: bool = False) -> Measured:
+def measure(blocks: Blocks, n: int, density: PerModel = 0.2, match_l1: bool = False, round_down: bool = False) -> Measured:
     """Where each model's tensor is cut to keep the `density` fraction of largest magnitude."""
     first = next(iter(blocks()))
-    cut = cutoffs(blocks, per_model(density, first[:, :0].double())[:, 0].tolist(), n)
+    densities = per_model(density, first[:, :0].double())[:, 0].tolist()
+    cut = cutoffs(blocks, [rounded_down(d, n, least=1) if round_down else d for d in densities], n)
     return Measured(cut, l1_gains(blocks, lambda _, start, block: trim(block, cut, start)) if match_l1 else None)
 
 
@@ -35,6 +36,7 @@ def ties(
     weighted_election: bool = True,
     whole_model: bool = False,
     match_l1: bool = False,
+    round_down: bool = False,
     measured: Measured,
     start: int = 0,
 ) -> Tensor:
@@ -46,7 +48,8 @@ def ties(
     the sum and for `normalize`.
 
     `match_l1` multiplies what stays of a delta so that it keeps its L1 norm (mergekit's `rescale`, off there too; not
-    where a norm is below 1e-7). mergekit's `density` is 1 unless told otherwise, and it keeps max(1, ⌊density n⌋) elements.
+    where a norm is below 1e-7). mergekit's `density` is 1 unless told otherwise, and it keeps max(1, ⌊density n⌋) elements
+    (`round_down`).
     """
     trimmed = trim(deltas, measured.cut, start)
     if measured.gains is not None:

@@ -11,21 +11,28 @@ NAMES: Mapping[str, str] = {"lambda": "scaling", "rescale": "match_l1"}
 _DELTA: Mapping[str, Number] = {"normalize": False, "scaling": 1.0}
 _SPARSE = {**_DELTA, "density": 1.0}
 _MATCHED = {"rescale": True, "match_l1": True}
-_CRUMBS = {**_SPARSE, "gamma": 0.01, "row_wise": False, "match_l1": False}
+_CRUMBS = {**_SPARSE, "gamma": 0.01, "row_wise": False, "match_l1": False, "round_down": True}
 DEFAULTS: Mapping[str, Mapping[str, Number]] = {
     "linear": {"normalize": True},
     "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
     "multislerp": {"normalize_weights": True, "steps": 0},
     "karcher": {"max_iter": 10, "tol": 1e-5},
     "task_arithmetic": _DELTA,
-    "ties": {**_SPARSE, "normalize": True, "match_l1": False, "weighted_election": True, "whole_model": False},
+    "ties": {
+        **_SPARSE,
+        "normalize": True,
+        "match_l1": False,
+        "weighted_election": True,
+        "whole_model": False,
+        "round_down": True,
+    },
     "dare_linear": {**_SPARSE, **_MATCHED},
     "dare_ties": {**_SPARSE, **_MATCHED},
     "della": {**_SPARSE, **_MATCHED, "epsilon": 0.15, "normalize": True},
     "della_linear": {**_SPARSE, **_MATCHED, "epsilon": 0.15},
     "breadcrumbs": _CRUMBS,
     "breadcrumbs_ties": _CRUMBS,
-    "sce": {"select_topk": 1.0, "uniform_fallback": True},
+    "sce": {"select_topk": 1.0, "uniform_fallback": True, "round_down": True},
     "ram": {"epsilon": 1e-5},
     "ramplus_tl": {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
     "model_stock": {"filter_wise": False, "clamp": False},

@@ -212,7 +212,8 @@ class Recipe:
             "method": self.method,
             "base": str(self.base) if self.base and self.base != first else None,
             "models": [[str(m.ref), m.name if random else None] for m in self.models],
-            "arguments": self.arguments() if self.constant else self._written(),
+            # A switch that is off is left out, so that a new one changes no digest.
+            "arguments": {k: v for k, v in self.arguments().items() if v is not False} if self.constant else self._written(),
             "dtype": self.dtype,
             "seed": self.seed if random else None,
         }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_merge.tensors.masks import Bits, only, pack
 from hf_merge.tensors.rng import STEPS, Draws
-from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, kept, per_model, trim
+from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, kept, per_model, rounded_down, trim
 from hf_merge.tensors.weighting import l1_gains
 
 _MAGNITUDE = 0x7FFFFFFF
@@ -114,11 +114,11 @@ class Band:
         return trim(deltas, self.inner, start).sub_(trim(deltas, self.outer, start))
 
 
-def bands(blocks: Blocks, density: PerModel, gamma: PerModel, n: int) -> Band:
-    """As `middle`, with the whole tensor of `n` elements for a row."""
+def bands(blocks: Blocks, density: PerModel, gamma: PerModel, n: int, round_down: bool = False) -> Band:
+    """As `middle`, with the whole tensor of `n` elements for a row; with `round_down` ⌊density n⌋ of them stay."""
     none = next(iter(blocks()))[:, :0].double()
     pairs = zip(*(per_model(v, none)[:, 0].tolist() for v in (density, gamma)), strict=True)
-    counts = [band(fraction, top, n) for fraction, top in pairs]
+    counts = [band(rounded_down(fraction, n) if round_down else fraction, top, n) for fraction, top in pairs]
     inner = cutoffs(blocks, [(count + skip) / max(n, 1) for count, skip in counts], n)
     return Band(inner, cutoffs(blocks, [skip / max(n, 1) for _, skip in counts], n))
 

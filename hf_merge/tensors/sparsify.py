@@ -3,6 +3,7 @@
 Deltas are `(models, n)` float32: one flattened tensor, or one block of it, for each model.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,11 @@ def per_model(value: PerModel, deltas: Tensor) -> Tensor:
 def kept(density: float, n: int) -> int:
     """How many of `n` elements a density keeps: max(1, round(density n)), and none at density 0."""
     return max(1, round(density * n)) if density > 0 and n > 0 else 0
+
+
+def rounded_down(density: float, n: int, least: int = 0) -> float:
+    """The density that keeps ⌊density n⌋ of `n` elements, but no fewer than `least` unless it is 0."""
+    return max(least, math.floor(density * n)) / n if density > 0 and n > 0 else 0.0
 
 
 @dataclass(frozen=True)

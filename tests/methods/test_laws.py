@@ -376,6 +376,7 @@ def test_hyperparameters_are_read_from_the_signature():
         "weighted_election": (True, False),
         "whole_model": (False, False),
         "match_l1": (False, False),
+        "round_down": (False, False),
         "scaling": (1.0, False),
     }
 
