@@ -16,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -87,6 +88,12 @@ def family(work: Path, layers: int) -> list[Path]:
         )
         save_file(own, folder / "model.safetensors", {"format": "pt"})
     return folders
+
+
+def main_family(work: Path, layers: int) -> list[Path]:
+    """The family, made by another process: a process that starts others lends them its peak of memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(family, work, layers).result()
 
 
 def config_of(method: str, folders: list[Path]) -> dict[str, object]:
@@ -165,7 +172,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "hf_merge-speed")
     given = parser.parse_args()
-    folders = family(given.work, given.layers)
+    folders = main_family(given.work, given.layers)
     size = (folders[0] / "model.safetensors").stat().st_size
     print(f"{size / 2e6:,.0f} M parameters, {given.runs} alternating runs, {os.cpu_count()} cores: median (least-greatest)\n")
     print(

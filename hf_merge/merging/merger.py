@@ -1,6 +1,8 @@
 """Merging one tensor, or a piece of one, block by block."""
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,8 +16,16 @@ from torch import Tensor
 from hf_merge.checkpoints.source import Held, Source
 from hf_merge.errors import MergeError
 from hf_merge.merging.plan import MergePlan, TensorJob
+from hf_merge.methods.method import Method
 from hf_merge.tensors.rng import Draws
 
+STACKED = 48 * 2**20
+"""Bytes of a tensor's stacked deltas up to which they are kept between the passes of a method that measures."""
+Stack = tuple[int, Tensor, Tensor | None]
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_mallopt: Callable[..., Any] = getattr(_LIBC, "mallopt", lambda *_: None)
+_malloc_trim: Callable[..., Any] = getattr(_LIBC, "malloc_trim", lambda *_: None)
 _FETCH = ThreadPoolExecutor(8, thread_name_prefix="fetch")
 
 
@@ -79,18 +89,23 @@ class Merger:
         A tensor's values are the same whatever pieces it is cut into. Raises `MergeError` that names the tensor for values
         that are not finite and for results that overflow the dtype.
         """
-        arguments = dict(piece.job.arguments)
-        scaling = arguments.pop("scaling", 1.0)
-        state = self._state(piece, arguments)
-        for near in piece.parts():
-            for s in near.starts():
-                write(s, self._block(near.job, s, arguments, scaling, state))
-
-    def _block(self, job: TensorJob, start: int, arguments: dict[str, Any], scaling: float, state: Any) -> Tensor:
+        job, arguments = piece.job, dict(piece.job.arguments)
         if job.method is None:
-            return job.sources[0].read(start, min(start + job.block, job.elements)).to(job.spec.dtype)
-        block, anchor = self._stack(job, start)
-        merged = job.method.merge_block(
+            for near in piece.parts():
+                for s in near.starts():
+                    write(s, near.job.sources[0].read(s, min(s + job.block, near.stop)).to(job.spec.dtype))
+            return
+        scaling = arguments.pop("scaling", 1.0)
+        stacks = _Stacks(self, piece)
+        state = self._state(job, arguments, stacks.blocks)
+        for start, block, anchor in stacks:
+            write(start, self._merged(job, job.method, (start, block, anchor), arguments, scaling, state))
+
+    def _merged(
+        self, job: TensorJob, method: Method, stack: Stack, arguments: dict[str, Any], scaling: float, state: Any
+    ) -> Tensor:
+        start, block, anchor = stack
+        merged = method.merge_block(
             block,
             arguments,
             rng=self._draws(job, start // job.block),
@@ -104,20 +119,21 @@ class Merger:
         result = merged.to("cpu", job.spec.dtype)
         seen = result if job.spec.dtype is torch.float16 else merged
         if not math.isfinite(float(seen.sum())) and not torch.isfinite(seen).all():
+            if not torch.isfinite(block).all():
+                _blame(job, start, start + block.shape[1])
             raise MergeError(
-                f"Tensor {job.name!r} overflows {str(job.spec.dtype).removeprefix('torch.')} after {job.method.name}: "
+                f"Tensor {job.name!r} overflows {str(job.spec.dtype).removeprefix('torch.')} after {method.name}: "
                 "choose dtype bfloat16 or float32, or smaller numbers."
             )
         return result
 
-    def _state(self, piece: Piece, arguments: dict[str, Any]) -> Any:
+    def _state(self, job: TensorJob, arguments: dict[str, Any], blocks: Callable[[], Iterator[Tensor]]) -> Any:
         """What the method measures of the tensor, or of the whole model."""
-        job = piece.job
         if job.method is None or job.method.measure is None:
             return None
         if not job.whole_model:
             return job.method.measured(
-                lambda: self._blocks(job),
+                blocks,
                 job.elements,
                 arguments,
                 shape=job.spec.shape,
@@ -127,17 +143,12 @@ class Merger:
             if not self._model_state:
                 merged = [j for j in self.plan.jobs.values() if j.method is not None]
                 total = sum(j.elements for j in merged)
-                blocks = lambda: (block for j in merged for block in self._blocks(j))  # noqa: E731
+                whole = [_Stacks(self, Piece(j, 0, j.elements)) for j in merged]
+                blocks = lambda: (block for stacks in whole for block in stacks.blocks())  # noqa: E731
                 self._model_state.append(job.method.measured(blocks, total, arguments))
         return self._model_state[0]
 
-    def _blocks(self, job: TensorJob) -> Iterator[Tensor]:
-        """The stacked blocks of a whole tensor; what is far away is fetched piece by piece."""
-        for near in Piece(job, 0, job.elements).parts():
-            for s in near.starts():
-                yield self._stack(near.job, s)[0]
-
-    def _stack(self, job: TensorJob, start: int) -> tuple[Tensor, Tensor | None]:
+    def stack(self, job: TensorJob, start: int) -> tuple[Tensor, Tensor | None]:
         """One block of all sources in float32, less the base's if there is one; and the base's."""
         stop = min(start + job.block, job.elements)
         block = torch.empty(len(job.sources), stop - start, device=self.device)
@@ -147,12 +158,42 @@ class Merger:
             if anchor is not None and not source.delta:
                 row -= anchor
         # A sum shows an infinity or NaN in one pass; finite numbers that add up to one are looked at again.
-        if not math.isfinite(float(block.sum())) and not torch.isfinite(block).all():
+        plain = job.method is not None and job.method.linear
+        if not plain and not math.isfinite(float(block.sum())) and not torch.isfinite(block).all():
             _blame(job, start, stop)
         return block, anchor
 
     def _draws(self, job: TensorJob, number: int) -> Draws:
         return Draws(self.plan.recipe.seed, job.models, job.name, number)
+
+
+class _Stacks:
+    """The stacked blocks of a piece, in order: where each starts, the deltas or weights `(models, b)`, and the base's.
+
+    A tensor that is measured first is gone through several times: it is kept if it is small, else read and stacked anew.
+    """
+
+    def __init__(self, merger: Merger, piece: Piece) -> None:
+        self._merger, self._piece = merger, piece
+        self._keep = piece.job.measures and 4 * piece.job.elements * len(piece.job.sources) <= STACKED
+        self._kept: list[Stack] = []
+
+    def __iter__(self) -> Iterator[Stack]:
+        if self._kept:
+            yield from self._kept
+            return
+        seen = []
+        for near in self._piece.parts():
+            for start in near.starts():
+                stack = (start, *self._merger.stack(near.job, start))
+                if self._keep:
+                    seen.append(stack)
+                yield stack
+        self._kept = seen
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The stacks alone."""
+        return (block for _, block, _ in self)
 
 
 def _blame(job: TensorJob, start: int, stop: int) -> None:
@@ -165,13 +206,20 @@ def _blame(job: TensorJob, start: int, stop: int) -> None:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Blocks are too small for torch's own threads, and with one thread sums have one order."""
+    """Blocks are too small for torch's own threads, and with one thread sums have one order. And buffers of a few megabytes come
+    and go all the time: the allocator keeps their pages meanwhile, for fresh ones cost more than most arithmetic."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # The thresholds of mallopt(3) from which memory is mapped anew and given back; glibc alone has them.
+    _mallopt(_MMAP_THRESHOLD, 2**25)
+    _mallopt(_TRIM_THRESHOLD, 2**28)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        _mallopt(_MMAP_THRESHOLD, 2**17)
+        _mallopt(_TRIM_THRESHOLD, 2**17)
+        _malloc_trim(0)
 
 
 def merge_tensor(merger: Merger, job: TensorJob) -> Tensor:

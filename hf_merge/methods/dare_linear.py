@@ -8,16 +8,14 @@ from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import weighted_sum
 from hf_merge.tensors.rng import Draws
 from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model
-from hf_merge.tensors.weighting import drop_chances, l1_gains, shares
+from hf_merge.tensors.weighting import drop_gains, shares
 
 
 def measure(
     blocks: Blocks, n: int, density: PerModel = 0.5, match_l1: bool = False, *, draws: Callable[[int], Draws]
 ) -> Tensor | None:
     """What each model's dropped tensor is multiplied with to have the L1 norm of its delta."""
-    if not match_l1:
-        return None
-    return l1_gains(blocks, lambda number, _, block: drop(block, density, draws(number)) * drop_chances(density, block))
+    return drop_gains(blocks, density, draws) if match_l1 else None
 
 
 def dare_linear(
@@ -37,11 +35,9 @@ def dare_linear(
     mergekit instead multiplies what stays so that each tensor keeps its L1 norm (`match_l1`; not where a norm is below 1e-7),
     and keeps everything (`density` 1) unless told otherwise.
     """
-    dropped = drop(deltas, density, rng)
+    dropped = drop(deltas, density, rng, rescale and measured is None)
     if measured is not None:
-        dropped *= per_model(measured, deltas) * drop_chances(density, deltas)
-    elif not rescale:
-        dropped *= drop_chances(density, deltas)
+        dropped *= per_model(measured, deltas)
     return weighted_sum(dropped, shares(per_model(weights, deltas), normalize))
 
 

@@ -8,16 +8,14 @@ from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import disjoint
 from hf_merge.tensors.rng import Draws
 from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model
-from hf_merge.tensors.weighting import drop_chances, l1_gains
+from hf_merge.tensors.weighting import drop_gains
 
 
 def measure(
     blocks: Blocks, n: int, density: PerModel = 0.5, match_l1: bool = False, *, draws: Callable[[int], Draws]
 ) -> Tensor | None:
     """What each model's dropped tensor is multiplied with to have the L1 norm of its delta."""
-    if not match_l1:
-        return None
-    return l1_gains(blocks, lambda number, _, block: drop(block, density, draws(number)) * drop_chances(density, block))
+    return drop_gains(blocks, density, draws) if match_l1 else None
 
 
 def dare_ties(
@@ -36,11 +34,9 @@ def dare_ties(
     See `dare_linear` for `rescale` and `match_l1`, which is mergekit's reading, and `disjoint` for `normalize`, which
     mergekit has off, with `density` 1, unless told otherwise.
     """
-    dropped = drop(deltas, density, rng)
+    dropped = drop(deltas, density, rng, rescale and measured is None)
     if measured is not None:
-        dropped *= per_model(measured, deltas) * drop_chances(density, deltas)
-    elif not rescale:
-        dropped *= drop_chances(density, deltas)
+        dropped *= per_model(measured, deltas)
     return disjoint(dropped, per_model(weights, deltas), normalize)
 
 

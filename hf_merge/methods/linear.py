@@ -15,4 +15,4 @@ def linear(stack: Tensor, *, weights: PerModel = 1.0, normalize: bool = True) ->
     return weighted_sum(stack, weights)
 
 
-METHOD = Method(name="linear", merge=linear, title="Linear", paper="arXiv:2203.05482", space="weight")
+METHOD = Method(name="linear", merge=linear, title="Linear", paper="arXiv:2203.05482", space="weight", linear=True)

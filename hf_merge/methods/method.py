@@ -41,7 +41,8 @@ class Method:
     says that their order matters. `space="any"` works on deltas if the recipe has a base, else on weights.
 
     `measures_if` says with which arguments there is anything to measure; else `measured` is None. `free` names hyperparameters
-    that need not lie in [0, 1], as those of their name do elsewhere.
+    that need not lie in [0, 1], as those of their name do elsewhere. `linear` methods are weighted sums of all they get: what
+    is not finite in a model is not finite in the result.
 
     `block` says what a block is: `"elements"`, `BLOCK` of them; `"rows"`, as many whole rows (the last axis) as fit into
     `BLOCK`, and at least one; `"tensor"`, the whole of it. `merge` and `measure` that ask for `shape` get the tensor's; a
@@ -59,6 +60,7 @@ class Method:
     ordered: bool = False
     block: Literal["elements", "rows", "tensor"] = "elements"
     free: frozenset[str] = frozenset()
+    linear: bool = False
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:

@@ -13,4 +13,4 @@ def task_arithmetic(deltas: Tensor, *, weights: PerModel = 1.0, normalize: bool 
     return weighted_sum(deltas, shares(per_model(weights, deltas), normalize))
 
 
-METHOD = Method(name="task_arithmetic", merge=task_arithmetic, title="Task arithmetic", paper="arXiv:2212.04089")
+METHOD = Method(name="task_arithmetic", merge=task_arithmetic, title="Task arithmetic", paper="arXiv:2212.04089", linear=True)

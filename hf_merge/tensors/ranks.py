@@ -150,17 +150,17 @@ def _by_bins(rows: npt.NDArray[np.float32], chances: Integers, draws: Integers) 
         return below
     asking = np.flatnonzero(((draws - low).view(np.uint32) < high - low) & (rows.reshape(-1) != 0))
     bits = rows.view(np.int32) & _MAGNITUDE
-    bins = min(_BINS, 1 << row.bit_length())
+    bins = min(_BINS, 1 << max(1, row.bit_length() - 1))
     digits = bits >> (_RANGE - bins.bit_length() + 1)
     np.minimum(np.subtract(digits.max(), digits, out=digits), bins - 1, out=digits)
     digits += np.arange(count, dtype=np.int32)[:, None] * bins
-    larger = np.zeros(count * bins + 1, np.int64)  # how many elements are in the bins and rows before
-    np.cumsum(np.bincount(digits.reshape(-1), minlength=count * bins), out=larger[1:])
-    ranks = row - np.cumsum(np.bincount(chances - low))  # whose chances are above a draw
-    found = digits.reshape(-1)[asking]
-    enough = ranks[draws[asking] - low] + (found // bins) * row
-    stays = larger[found + 1] <= enough
-    unsure = np.flatnonzero((larger[found] < enough) & ~stays)
+    larger = np.zeros(count * bins + 1, np.int32)  # how many elements are in the bins and rows before
+    np.cumsum(np.bincount(digits.reshape(-1), minlength=count * bins), dtype=np.int32, out=larger[1:])
+    ranks = (row - np.cumsum(np.bincount(chances - low))).astype(np.int32)  # whose chances are above a draw
+    found = digits.reshape(-1).take(asking)
+    enough = ranks.take(draws.take(asking) - low) + (found >> bins.bit_length() - 1) * row
+    stays = larger.take(found + 1) <= enough
+    unsure = np.flatnonzero((larger.take(found) < enough) > stays)
     if len(unsure) * row > _COMPARISONS * rows.size:
         return None
     for part in np.array_split(unsure, 1 + len(unsure) * row * 4 // rows.size):

@@ -25,7 +25,7 @@ Bits = npt.NDArray[np.uint32]
 
 MARGIN = 0.02
 """How far off a cut guessed on the first block may be, as a fraction of the elements."""
-GATHERED = 1 << 20
+GATHERED = 1 << 21
 """Magnitudes around the guess that may be gathered for each model, 8 bytes each."""
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
@@ -86,15 +86,23 @@ def trim(deltas: Tensor, cut: Cutoffs, start: int = 0) -> Tensor:
     return trimmed
 
 
-def drop(deltas: Tensor, density: PerModel, rng: Draws) -> Tensor:
-    """DARE's drop and rescale: each element stays with probability `density` and is divided by it (arXiv:2311.03099, eq. 3)."""
+def steps_of(chance: float) -> int:
+    """A chance in multiples of 1 / STEPS: none only if it is 0."""
+    return min(STEPS, max(1, round(chance * STEPS))) if chance > 0 else 0
+
+
+def drop(deltas: Tensor, density: PerModel, rng: Draws, rescale: bool = True) -> Tensor:
+    """DARE's drop and rescale: each element stays with probability `density` and is divided by it, if `rescale`
+    (arXiv:2311.03099, eq. 3)."""
     kept_deltas = torch.empty_like(deltas)
     chances = per_model(density, deltas)[:, 0].tolist()
     for model, (chance, row, out) in enumerate(zip(chances, deltas, kept_deltas, strict=True)):
-        steps = min(STEPS, max(1, round(chance * STEPS))) if chance > 0 else 0
+        steps = steps_of(chance)
         if 0 < steps < STEPS:
             # Numbers to multiply with: masks of booleans are several times slower.
-            out.copy_(rng.below(model, deltas.shape[1], steps)).mul_(row).mul_(STEPS / steps)
+            out.copy_(rng.below(model, deltas.shape[1], steps)).mul_(row)
+            if rescale:
+                out.mul_(STEPS / steps)
         elif steps:
             out.copy_(row)
         else:

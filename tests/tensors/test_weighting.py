@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_merge.tensors.weighting import drop_chances, l1_gains, shares
+from hf_merge.tensors.weighting import l1_gains, shares
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,3 @@ def test_gains_give_back_the_norms_of_all_blocks():
 @pytest.mark.parametrize(("delta", "left"), [(0.0, 1.0), (1.0, 0.0), (1e-8, 0.5)])
 def test_there_is_no_gain_where_a_norm_is_next_to_zero(delta, left):
     assert l1_gains(lambda: [torch.full((1, 3), delta)], lambda _, __, block: left * block).tolist() == [1.0]
-
-
-def test_the_chances_of_a_drop_are_steps_of_its_resolution():
-    found = drop_chances(torch.tensor([0.3, 1.0, 1e-9]), torch.ones(3, 2))
-    assert (found[:, 0] * 65536).tolist() == [19661, 65536, 1]
