@@ -206,8 +206,8 @@ def _blame(job: TensorJob, start: int, stop: int) -> None:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Blocks are too small for torch's own threads, and with one thread sums have one order. And buffers of a few megabytes come
-    and go all the time: the allocator keeps their pages meanwhile, for fresh ones cost more than most arithmetic."""
+    """Blocks are too small for torch's own threads, and with one thread sums have one order. And as buffers of a few megabytes
+    come and go all the time, the allocator keeps their pages meanwhile: fresh ones cost more than most arithmetic."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # The thresholds of mallopt(3) from which memory is mapped anew and given back; glibc alone has them.

@@ -1,6 +1,7 @@
 """Select, calculate, erase: deltas weighted by their size in each tensor, where models differ most."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from hf_merge.tensors.election import elect_unweighted
 from hf_merge.tensors.masks import Bits, only, pack
 from hf_merge.tensors.sparsify import Blocks, cutoffs, kept, per_model, rounded_down, trim
 
+KEPT = 1 << 25
+"""Elements of a tensor up to which variances are kept between passes."""
 SMALL = 1e-6
 """Sum of the models' mean squares below which `uniform_fallback` weighs the models alike."""
 
@@ -64,19 +67,28 @@ def sce(
 
 def _select(blocks: Blocks, n: int, fraction: float, round_down: bool) -> dict[int, Bits]:
     """Of the elements where models differ, the `fraction` that vary most: packed bits by the first element of each block."""
-    differing, largest = 0, 0.0
-    for block in blocks():
-        first, *others = block.cpu().numpy()
-        differing += int(np.count_nonzero(np.logical_or.reduce([other != first for other in others]))) if others else 0
-        largest = max(largest, *(abs(float(end)) for end in block.aminmax())) if block.numel() else largest
+    largest = max((abs(float(end)) for block in blocks() if block.numel() for end in block.aminmax()), default=0.0)
     # The largest square comes near the end of float32, so that the smallest one does not underflow.
     scale = 2.0 ** (100 - 2 * math.frexp(largest)[1])
+    seen: list[Tensor] = []
+
+    def variances() -> Iterator[Tensor]:
+        if seen:
+            yield from seen
+            return
+        for block in blocks():
+            found = _variance(block, scale)
+            if n <= KEPT:
+                seen.append(found)
+            yield found
+
+    differing = sum(int(np.count_nonzero(found.cpu().numpy())) for found in variances())
     fraction = rounded_down(fraction, differing) if round_down else fraction
-    cut = cutoffs(lambda: (_variance(block, scale) for block in blocks()), [kept(fraction, differing) / max(n, 1)], n)
+    cut = cutoffs(variances, [kept(fraction, differing) / max(n, 1)], n)
     selected, start = {}, 0
-    for block in blocks():
-        selected[start] = pack(trim(_variance(block, scale), cut, start) != 0)
-        start += block.shape[1]
+    for found in variances():
+        selected[start] = pack(trim(found, cut, start) != 0)
+        start += found.shape[1]
     return selected
 
 
