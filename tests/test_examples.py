@@ -32,3 +32,14 @@ def test_the_example_script_runs(specialists: FamilyFolder, tmp_path: Path) -> N
     assert ran.returncode == 0, ran.stderr
     assert "question:LOC" in ran.stdout
     assert (tmp_path / "front.png").stat().st_size > 10_000
+
+
+def test_the_example_of_slices_is_a_recipe_of_48_layers() -> None:
+    recipe = yaml.load(EXAMPLES / "slices.yaml")
+    assert recipe.layers is not None
+    assert sum(part.sources[0].length or 0 for part in recipe.layers.slices) == 48
+
+
+def test_the_example_of_adapters_is_a_recipe() -> None:
+    recipe = yaml.load(EXAMPLES / "adapters.yaml")
+    assert (recipe.method, recipe.arguments()["weights"]) == ("task_arithmetic", [0.5, 0.3, 0.2])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import MergeError
-from hf_merge.merging import plan
+from hf_merge.merging import execute, plan
 from hf_merge.merging.live import LiveModel
 from hf_merge.merging.plan import open_inputs
 from hf_merge.methods import METHODS
@@ -110,6 +110,44 @@ def test_pieces_of_a_large_tensor_change_no_bit(
     pieces = merge(recipe, tmp_path / "pieces", progress=False).plan
     assert max(len(list(job.pieces())) for job in pieces.jobs.values()) > 1 or METHODS[method].block == "tensor"
     assert digest(tmp_path / "whole") == digest(tmp_path / "pieces")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "della", "sce", "tsv"])
+@pytest.mark.parametrize("max_memory", [1, "20kB"])
+def test_less_memory_than_the_largest_tensor_changes_no_bit(
+    method: str, max_memory: int | str, make: Maker, hub: LocalHub, tmp_path: Path
+) -> None:
+    base, *models = seed_on_hub(hub, make("llama"), f"memory-{method}-{max_memory}".lower())
+    recipe = recipe_of(method, base, models)
+    merge(recipe, tmp_path / "free", progress=False)
+    merge(recipe, tmp_path / "bound", max_memory=max_memory, progress=False)
+    assert digest(tmp_path / "free") == digest(tmp_path / "bound")
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_the_number_of_threads_changes_no_bit(
+    threads: int, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *models = make("llama")
+    recipe = recipe_of("dare_ties", base, models)
+    merge(recipe, tmp_path / "usual", max_shard_size=20_000, progress=False)
+    monkeypatch.setattr(execute, "THREADS", threads)
+    merge(recipe, tmp_path / "other", max_shard_size=20_000, progress=False)
+    assert digest(tmp_path / "usual") == digest(tmp_path / "other")
+
+
+def test_a_trim_over_the_whole_model_keeps_its_largest_changes_wherever_they_are(make: Maker, tmp_path: Path) -> None:
+    base, model, _ = make("gpt2")
+    parameters = {"density": 0.1, "whole_model": True}
+    recipe = Recipe(method="ties", base=ModelRef(str(base)), models=(str(model),), parameters=parameters)  # type: ignore[arg-type]
+    merge(recipe, tmp_path / "out", progress=False)
+    got, anchor, own = tensors(tmp_path / "out"), tensors(base), tensors(model)
+    deltas = {name: own[name] - anchor[name] for name in own}
+    together = torch.cat([delta.abs().flatten() for delta in deltas.values()])
+    cut = together.sort(descending=True).values[round(0.1 * len(together)) - 1]
+    for name, delta in deltas.items():
+        assert torch.equal(got[name], anchor[name] + delta * (delta.abs() >= cut)), name
+    assert len({int((got[name] != anchor[name]).sum() * 100 / delta.numel()) for name, delta in deltas.items()}) > 1
 
 
 @pytest.mark.parametrize("method", METHODS)
