@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import HfApi
 
 from hf_merge.cache import cache_folder
@@ -23,6 +21,7 @@ from hf_merge.errors import MergeError, RecipeError
 from hf_merge.merging.architecture import auto_class
 from hf_merge.merging.execute import OPEN_SHARDS, execute
 from hf_merge.merging.plan import MergePlan, open_inputs, plan
+from hf_merge.merging.processes import gathered, processes, told
 from hf_merge.merging.verify import has_the_primarys_layout, verify
 from hf_merge.publishing.card import RECIPE_FILE, render
 from hf_merge.publishing.facts import CardFacts
@@ -117,7 +116,7 @@ def merge_to_folder(
     progress: bool = True,
 ) -> Path:
     """Carry out a plan into `folder`, with `files` beside the weights. Raises `MergeError` if it holds anything else."""
-    state, folder = PartialState(), folder.expanduser()
+    state, folder = processes(), folder.expanduser()
     with _written(folder):
         if state.is_main_process:
             _prepare(folder, compiled, overwrite)
@@ -147,11 +146,10 @@ def merge_to_hub(
 
     A push that was cut off goes on when it is done again; several processes share the shards, and the main one commits.
     """
-    processes = PartialState()
-    state = PushState(cache_folder(PUSHES), str(api.endpoint), repo_id, _mark(compiled))
-    with _written(state.folder), state.scratch(processes.process_index) as folder:
-        _check_room(folder, [shard.nbytes for shard in compiled.shards if state.noted(shard.name) is None])
-        upload = ShardUpload(api, repo_id, private=private, state=state)
+    state, pushed = processes(), PushState(cache_folder(PUSHES), str(api.endpoint), repo_id, _mark(compiled))
+    with _written(pushed.folder), pushed.scratch(state.process_index) as folder:
+        _check_room(folder, [shard.nbytes for shard in compiled.shards if pushed.noted(shard.name) is None])
+        upload = ShardUpload(api, repo_id, private=private, state=pushed)
         execute(
             compiled,
             folder,
@@ -160,15 +158,14 @@ def merge_to_hub(
             max_memory=max_memory,
             progress=progress,
         )
-        shards = gather_object(upload.finished())
-        where = [""]
-        if processes.is_main_process:
+        shards, where = gathered(state, upload.finished()), ""
+        if state.is_main_process:
             everything = {**result_files(compiled), **files}
-            where = [str(upload.commit(everything, message or f"Merge with {compiled.method.title}", also=shards))]
-        broadcast_object_list(where)
-    processes.wait_for_everyone()
-    state.remove()
-    return where[0]
+            where = str(upload.commit(everything, message or f"Merge with {compiled.method.title}", also=shards))
+        where = told(state, where)
+    state.wait_for_everyone()
+    pushed.remove()
+    return where
 
 
 def result_files(compiled: MergePlan) -> dict[str, bytes]:

@@ -219,4 +219,4 @@ def test_merge_loads_neither_evaluation_nor_search(recipe: Path, tmp_path: Path)
     done = python(LOADED, "merge", recipe, tmp_path / "out", "--quiet")
     code, *loaded = done.stdout.splitlines()[-1].split()
     assert code == "0", done.stderr
-    assert set(loaded) == {"torch", "accelerate", "numpy", "yaml"}
+    assert set(loaded) == {"torch", "numpy", "yaml"}

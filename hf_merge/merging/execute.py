@@ -7,7 +7,6 @@ from pathlib import Path
 from threading import BoundedSemaphore, Condition, Lock
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,6 +14,7 @@ from hf_merge.checkpoints.checkpoint import READERS
 from hf_merge.checkpoints.writer import Shard, ShardFile
 from hf_merge.merging.merger import Merger, Piece, one_torch_thread, pieces_of
 from hf_merge.merging.plan import HELD, IN_FLIGHT, THREADS, MergePlan
+from hf_merge.merging.processes import processes
 
 OPEN_SHARDS = 2
 """Output shards at once between their first tensor and the end of what is done with them when they are whole."""
@@ -126,7 +126,7 @@ def execute(
     `max_memory` bounds the bytes of source tensors that are in memory at once; results do not depend on it. With several
     processes (accelerate's `PartialState`) each writes its own part of the shards.
     """
-    state = PartialState()
+    state = processes()
     shards = [s for s in plan.shards[state.process_index :: state.num_processes] if not skip(s)]
     limit, held = (IN_FLIGHT, HELD) if max_memory is None else (max_memory, max_memory)
     total, shown = sum(shard.nbytes for shard in shards), progress and state.is_local_main_process
