@@ -15,7 +15,8 @@ from huggingface_hub import HfApi
 from hf_merge.cache import cache_folder
 from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.checkpoints.companions import companion_files
-from hf_merge.checkpoints.index import INDEX
+from hf_merge.checkpoints.index import INDEX, read_index
+from hf_merge.checkpoints.local import LocalFiles
 from hf_merge.checkpoints.writer import Shard, bytes_of, index_json
 from hf_merge.errors import MergeError, RecipeError
 from hf_merge.merging.architecture import auto_class
@@ -126,6 +127,7 @@ def merge_to_folder(
             for name, data in {**result_files(compiled), **files}.items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(data)
+            _check_written(folder, compiled)
             (folder / MARKER).unlink()
         state.wait_for_everyone()
     return folder
@@ -242,6 +244,14 @@ def _mark(compiled: MergePlan) -> str:
         "changed": {str(file): file.stat().st_mtime_ns for file in files},
     }
     return json.dumps(content)
+
+
+def _check_written(folder: Path, compiled: MergePlan) -> None:
+    """Read the result's headers back: they promise the tensors of the plan, which is known to load."""
+    written = read_index(LocalFiles(folder)).tensors
+    found = {name: (entry.shape, entry.dtype) for name, entry in written.items()}
+    if found != {name: (job.spec.shape, job.spec.dtype) for name, job in compiled.jobs.items()}:
+        raise MergeError(f"{folder} does not hold what was merged: has another process written there? Merge again.")
 
 
 def _is_whole(folder: Path, shard: Shard) -> bool:

@@ -23,9 +23,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import Maker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_merge import single
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.errors import CheckpointError, MergeError, PublishError, RecipeError
 from hf_merge.merging.merger import Merger
+from hf_merge.merging.plan import MergePlan
 from hf_merge.recipes import yaml
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.single import MARKER, Merged, check, merge
@@ -510,3 +512,20 @@ def test_memory_that_runs_out_is_not_blamed_on_the_disk(
     monkeypatch.setattr(Merger, "merge", run_out)
     with pytest.raises(MergeError, match=r"Memory ran out: .*max_memory"):
         quietly(recipe_of(make("llama", 2)), tmp_path / "out")
+
+
+def test_a_result_that_another_process_wrote_into_is_not_called_done(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = make("llama", 2)
+    other = quietly(recipe_of(make("llama", 2, parent="other", hidden_size=64)), tmp_path / "other").where
+    whole = single.result_files
+
+    def interfere(plan: MergePlan) -> dict[str, bytes]:
+        (tmp_path / "out" / "model.safetensors").write_bytes((Path(other) / "model.safetensors").read_bytes())
+        return whole(plan)
+
+    monkeypatch.setattr(single, "result_files", interfere)
+    with pytest.raises(MergeError, match="does not hold what was merged"):
+        merge(recipe_of(folders), tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / MARKER).exists()
