@@ -518,7 +518,7 @@ def test_a_result_that_another_process_wrote_into_is_not_called_done(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = make("llama", 2)
-    other = quietly(recipe_of(make("llama", 2, parent="other", hidden_size=64)), tmp_path / "merged").where
+    other = merge(recipe_of(make("llama", 2, parent="other", hidden_size=64)), tmp_path / "merged", progress=False).where
     whole = single.result_files
 
     def interfere(plan: MergePlan) -> dict[str, bytes]:
