@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_merge.checkpoints.adapters import Adapter, is_adapter
+from hf_merge.checkpoints.adapters import is_adapter
 from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.checkpoints.source import Source
 from hf_merge.checkpoints.tensors import tensors
 from hf_merge.errors import MergeError, RecipeError
+from hf_merge.merging.bodies import adapter_of
 from hf_merge.merging.one_adapter import AdapterReport
 from hf_merge.merging.one_adapter import merge_adapters as merged
 from hf_merge.merging.plan import open_inputs
@@ -46,5 +47,5 @@ def merge_adapters(
         weights = [weight / sum(weights) for weight in weights]
     plain = recipe.base or next((m.ref.plain for m in recipe.models if m.ref.adapter), None)
     base: Mapping[str, Source] | None = tensors(opened[plain]) if plain else None
-    adapters = [Adapter(opened[ref]) for ref in refs]
+    adapters = [adapter_of(opened[ref]) for ref in refs]
     return merged(adapters, weights, folder, rank=rank, scaling=given.get("scaling", 1.0), base=base)

@@ -10,8 +10,7 @@ import torch
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.checkpoints.quantized import plain_config
 
-CARRIED = (
-    "generation_config.json",
+TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -23,6 +22,11 @@ CARRIED = (
     "spiece.model",
     "sentencepiece*.model",
     "chat_template*",
+)
+"""Patterns of the files that make a tokenizer."""
+CARRIED = (
+    "generation_config.json",
+    *TOKENIZER,
     "preprocessor_config.json",
     "processor_config.json",
     "modules.json",

@@ -9,23 +9,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from hf_merge.checkpoints.checkpoint import Checkpoint
+from hf_merge.checkpoints.companions import TOKENIZER
 from hf_merge.errors import CheckpointError, MergeError
 
 FAST = "tokenizer.json"
-FILES = (
-    FAST,
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
-    "chat_template*",
-)
-"""Patterns of the files that make a tokenizer."""
 _SLOW = ("*.model", "vocab.json", "vocab.txt")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -48,7 +35,7 @@ class Vocabulary:
 
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file belongs to a tokenizer."""
-    return any(fnmatch(name, pattern) for pattern in FILES)
+    return any(fnmatch(name, pattern) for pattern in TOKENIZER)
 
 
 def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
