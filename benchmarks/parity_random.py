@@ -49,17 +49,14 @@ class Given(Draws):
     masks: Tensor
     size: int
 
-    def below(self, model: int, count: int, steps: int) -> Tensor:
-        """The mask itself."""
-        return self.masks[model, self.block * self.size :][:count]
-
     def uniform(self, model: int, count: int) -> Tensor:
         """Below every chance where the mask says so, else above."""
-        return torch.where(self.below(model, count, 0).bool(), 0, STEPS).int()
+        return torch.where(self.masks[model, self.block * self.size :][:count].bool(), 0, STEPS).int()
 
 
 def with_masks(job: TensorJob, stack: Tensor, masks: Tensor, **changed: Any) -> Tensor:
-    """The job's method on deltas `(models, n)` with masks `(models, n)`, block by block: `(n,)`."""
+    """The job's method on deltas `(models, n)` with masks `(models, n)`, block by block: `(n,)`, in float64, which asks for draws."""
+    stack = stack.double()
     method, arguments = job.method, {k: v for k, v in job.arguments.items() if k != "scaling"} | changed
     assert method is not None
     starts, merged = range(0, stack.shape[1], job.block), torch.empty_like(stack[0])

@@ -1,14 +1,13 @@
 """Merging one tensor, or a piece of one, block by block."""
 
 import ctypes
-import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from hf_merge.checkpoints.source import Held, Source
 from hf_merge.errors import MergeError
 from hf_merge.merging.plan import MergePlan, TensorJob
-from hf_merge.methods.method import Method
+from hf_merge.tensors.precision import mix, narrow, widen
 from hf_merge.tensors.rng import Draws
 
 STACKED = 48 * 2**20
@@ -98,33 +97,33 @@ class Merger:
         scaling = arguments.pop("scaling", 1.0)
         stacks = _Stacks(self, piece)
         state = self._state(job, arguments, stacks.blocks)
+        factors = job.method.factors(len(job.sources), arguments, state)
+        if factors is not None and self.device.type == "cpu" and not any(source.delta for source in job.sources):
+            for near in piece.parts():
+                for start in near.starts():
+                    write(start, self._mixed(near.job, start, factors, scaling))
+            return
         for start, block, anchor in stacks:
-            write(start, self._merged(job, job.method, (start, block, anchor), arguments, scaling, state))
-
-    def _merged(
-        self, job: TensorJob, method: Method, stack: Stack, arguments: dict[str, Any], scaling: float, state: Any
-    ) -> Tensor:
-        start, block, anchor = stack
-        merged = method.merge_block(
-            block,
-            arguments,
-            rng=self._draws(job, start // job.block),
-            measured=state,
-            start=start + (job.offset if job.whole_model else 0),
-            shape=job.spec.shape,
-        )
-        if anchor is not None:
-            merged = merged.mul_(scaling) if scaling != 1 else merged
-            merged = merged.add_(anchor)
-        result = merged.to("cpu", job.spec.dtype)
-        seen = result if job.spec.dtype is torch.float16 else merged
-        if not math.isfinite(float(seen.sum())) and not torch.isfinite(seen).all():
-            if not torch.isfinite(block).all():
-                _blame(job, start, start + block.shape[1])
-            raise MergeError(
-                f"Tensor {job.name!r} overflows {str(job.spec.dtype).removeprefix('torch.')} after {method.name}: "
-                "choose dtype bfloat16 or float32, or smaller numbers."
+            merged = job.method.merge_block(
+                block,
+                arguments,
+                rng=self._draws(job, start // job.block),
+                measured=state,
+                start=start + (job.offset if job.whole_model else 0),
+                shape=job.spec.shape,
             )
+            result, finite = narrow(merged, anchor, scaling, job.spec.dtype)
+            if not finite:
+                _refuse(job, start, start + block.shape[1])
+            write(start, result)
+
+    def _mixed(self, job: TensorJob, start: int, factors: Sequence[float], scaling: float) -> Tensor:
+        """A block that is a weighted sum of its sources, which nothing else has to see."""
+        stop = min(start + job.block, job.elements)
+        base = None if job.base is None else job.base.read(start, stop)
+        result, finite = mix([source.read(start, stop) for source in job.sources], factors, base, scaling, job.spec.dtype)
+        if not finite:
+            _refuse(job, start, stop)
         return result
 
     def _state(self, job: TensorJob, arguments: dict[str, Any], blocks: Callable[[], Iterator[Tensor]]) -> Any:
@@ -153,13 +152,11 @@ class Merger:
         stop = min(start + job.block, job.elements)
         block = torch.empty(len(job.sources), stop - start, device=self.device)
         anchor = None if job.base is None else job.base.read(start, stop).to(self.device, torch.float32, copy=True)
-        for row, source in zip(block, job.sources, strict=True):
-            row.copy_(source.read(start, stop))
-            if anchor is not None and not source.delta:
-                row -= anchor
-        # A sum shows an infinity or NaN in one pass; finite numbers that add up to one are looked at again.
-        plain = job.method is not None and job.method.linear
-        if not plain and not math.isfinite(float(block.sum())) and not torch.isfinite(block).all():
+        finite = [
+            widen(source.read(start, stop), None if source.delta else anchor, row)
+            for row, source in zip(block, job.sources, strict=True)
+        ]
+        if not all(finite):
             _blame(job, start, stop)
         return block, anchor
 
@@ -175,7 +172,9 @@ class _Stacks:
 
     def __init__(self, merger: Merger, piece: Piece) -> None:
         self._merger, self._piece = merger, piece
-        self._keep = piece.job.measures and 4 * piece.job.elements * len(piece.job.sources) <= STACKED
+        job = piece.job
+        again = job.measures and (job.method is None or job.method.coefficients is None)
+        self._keep = again and 4 * job.elements * len(job.sources) <= STACKED
         self._kept: list[Stack] = []
 
     def __iter__(self) -> Iterator[Stack]:
@@ -196,7 +195,19 @@ class _Stacks:
         return (block for _, block, _ in self)
 
 
-def _blame(job: TensorJob, start: int, stop: int) -> None:
+def _refuse(job: TensorJob, start: int, stop: int) -> NoReturn:
+    """Say why a result is not finite."""
+    for source in job.inputs:
+        if not torch.isfinite(source.read(start, stop)).all():
+            _blame(job, start, stop)
+    name = "" if job.method is None else job.method.name
+    raise MergeError(
+        f"Tensor {job.name!r} overflows {str(job.spec.dtype).removeprefix('torch.')} after {name}: "
+        "choose dtype bfloat16 or float32, or smaller numbers."
+    )
+
+
+def _blame(job: TensorJob, start: int, stop: int) -> NoReturn:
     for source in job.inputs:
         broken = int((~torch.isfinite(source.read(start, stop).float())).sum())
         if broken:

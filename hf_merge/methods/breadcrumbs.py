@@ -56,7 +56,7 @@ def breadcrumbs(
     stayed = middle(deltas, density, gamma, row_length(shape)) if band is None else band.of(deltas, start)
     if gains is not None:
         stayed *= per_model(gains, deltas)
-    return weighted_sum(stayed, shares(per_model(weights, deltas), normalize))
+    return weighted_sum(stayed, shares(weights, len(deltas), normalize))
 
 
 METHOD = Method(

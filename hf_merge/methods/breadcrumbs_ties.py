@@ -2,32 +2,11 @@
 
 from torch import Tensor
 
+from hf_merge.methods.breadcrumbs import measure
 from hf_merge.methods.method import Method, row_length
 from hf_merge.tensors.consensus import disjoint
-from hf_merge.tensors.ranks import Band, bands, middle
-from hf_merge.tensors.sparsify import Blocks, PerModel, per_model
-from hf_merge.tensors.weighting import l1_gains
-
-
-def measure(
-    blocks: Blocks,
-    n: int,
-    density: PerModel = 0.15,
-    gamma: PerModel = 0.006,
-    row_wise: bool = True,
-    match_l1: bool = False,
-    round_down: bool = False,
-    *,
-    shape: tuple[int, ...],
-) -> tuple[Band | None, Tensor | None]:
-    """Where each model's tensor is cut, if not by rows; and what the rest is multiplied with, if anything."""
-    band = None if row_wise else bands(blocks, density, gamma, n, round_down)
-    row = row_length(shape)
-
-    def left(_: int, start: int, block: Tensor) -> Tensor:
-        return middle(block, density, gamma, row) if band is None else band.of(block, start)
-
-    return band, l1_gains(blocks, left) if match_l1 else None
+from hf_merge.tensors.ranks import Band, middle
+from hf_merge.tensors.sparsify import PerModel, per_model
 
 
 def breadcrumbs_ties(

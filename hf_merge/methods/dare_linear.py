@@ -1,21 +1,21 @@
 """Random drop and rescale, then a weighted sum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import weighted_sum
 from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model
+from hf_merge.tensors.sparsify import Blocks, PerModel, drop
 from hf_merge.tensors.weighting import drop_gains, shares
 
 
 def measure(
     blocks: Blocks, n: int, density: PerModel = 0.5, match_l1: bool = False, *, draws: Callable[[int], Draws]
-) -> Tensor | None:
+) -> Sequence[float] | None:
     """What each model's dropped tensor is multiplied with to have the L1 norm of its delta."""
-    return drop_gains(blocks, density, draws) if match_l1 else None
+    return drop_gains(blocks, density, draws).tolist() if match_l1 else None
 
 
 def dare_linear(
@@ -27,7 +27,7 @@ def dare_linear(
     match_l1: bool = False,
     normalize: bool = False,
     rng: Draws,
-    measured: Tensor | None,
+    measured: Sequence[float] | None,
 ) -> Tensor:
     """Σ_k w_k (m_k ⊙ δ_k) / density, m_k ~ Bernoulli(density) (arXiv:2311.03099, section 3).
 
@@ -35,10 +35,8 @@ def dare_linear(
     mergekit instead multiplies what stays so that each tensor keeps its L1 norm (`match_l1`; not where a norm is below 1e-7),
     and keeps everything (`density` 1) unless told otherwise.
     """
-    dropped = drop(deltas, density, rng, rescale and measured is None)
-    if measured is not None:
-        dropped *= per_model(measured, deltas)
-    return weighted_sum(dropped, shares(per_model(weights, deltas), normalize))
+    dropped = drop(deltas, density, rng, rescale and measured is None, measured)
+    return weighted_sum(dropped, shares(weights, len(deltas), normalize))
 
 
 METHOD = Method(

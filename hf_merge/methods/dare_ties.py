@@ -1,21 +1,14 @@
 """Random drop and rescale, then sign election and disjoint merge."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from hf_merge.methods.dare_linear import measure
 from hf_merge.methods.method import Method
 from hf_merge.tensors.consensus import disjoint
 from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model
-from hf_merge.tensors.weighting import drop_gains
-
-
-def measure(
-    blocks: Blocks, n: int, density: PerModel = 0.5, match_l1: bool = False, *, draws: Callable[[int], Draws]
-) -> Tensor | None:
-    """What each model's dropped tensor is multiplied with to have the L1 norm of its delta."""
-    return drop_gains(blocks, density, draws) if match_l1 else None
+from hf_merge.tensors.sparsify import PerModel, drop, per_model
 
 
 def dare_ties(
@@ -27,16 +20,14 @@ def dare_ties(
     match_l1: bool = False,
     normalize: bool = True,
     rng: Draws,
-    measured: Tensor | None,
+    measured: Sequence[float] | None,
 ) -> Tensor:
     """DARE's drop and rescale in place of the trim of TIES (arXiv:2311.03099, section 3; arXiv:2306.01708, section 4).
 
     See `dare_linear` for `rescale` and `match_l1`, which is mergekit's reading, and `disjoint` for `normalize`, which
     mergekit has off, with `density` 1, unless told otherwise.
     """
-    dropped = drop(deltas, density, rng, rescale and measured is None)
-    if measured is not None:
-        dropped *= per_model(measured, deltas)
+    dropped = drop(deltas, density, rng, rescale and measured is None, measured)
     return disjoint(dropped, per_model(weights, deltas), normalize)
 
 

@@ -1,29 +1,14 @@
 """Random drop by the rank of magnitudes, then a weighted sum."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
+from hf_merge.methods.della import measure
 from hf_merge.methods.method import Method, row_length
 from hf_merge.tensors.consensus import weighted_sum
-from hf_merge.tensors.ranks import Pruning, magprune, prune_in_norm
+from hf_merge.tensors.ranks import Pruning, magprune
 from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import Blocks, PerModel, per_model
+from hf_merge.tensors.sparsify import PerModel
 from hf_merge.tensors.weighting import shares
-
-
-def measure(
-    blocks: Blocks,
-    n: int,
-    density: PerModel = 0.7,
-    epsilon: PerModel = 0.07,
-    match_l1: bool = False,
-    *,
-    shape: tuple[int, ...],
-    draws: Callable[[int], Draws],
-) -> Pruning | None:
-    """What stays of each block, and what each model's is multiplied with to have the L1 norm of its delta."""
-    return prune_in_norm(blocks, density, epsilon, row_length(shape), draws) if match_l1 else None
 
 
 def della_linear(
@@ -47,7 +32,7 @@ def della_linear(
         pruned = magprune(deltas, density, epsilon, row_length(shape), rng, rescale)
     else:
         pruned = measured.of(deltas, rng.block)
-    return weighted_sum(pruned, shares(per_model(weights, deltas), normalize))
+    return weighted_sum(pruned, shares(weights, len(deltas), normalize))
 
 
 METHOD = Method(

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_merge.tensors.consensus import weighted_sum
 from hf_merge.tensors.rng import Draws
 from hf_merge.tensors.sparsify import PerModel
 
@@ -41,8 +42,10 @@ class Method:
     says that their order matters. `space="any"` works on deltas if the recipe has a base, else on weights.
 
     `measures_if` says with which arguments there is anything to measure; else `measured` is None. `free` names hyperparameters
-    that need not lie in [0, 1], as those of their name do elsewhere. `linear` methods are weighted sums of all they get: what
-    is not finite in a model is not finite in the result.
+    that need not lie in [0, 1], as those of their name do elsewhere.
+
+    What is a weighted sum of all models has `coefficients(models, *, …)` in place of `merge`: it takes their number and returns
+    one factor for each, or None where `merge` has to do it after all (with those of the arguments that it asks for).
 
     `block` says what a block is: `"elements"`, `BLOCK` of them; `"rows"`, as many whole rows (the last axis) as fit into
     `BLOCK`, and at least one; `"tensor"`, the whole of it. `merge` and `measure` that ask for `shape` get the tensor's; a
@@ -50,9 +53,10 @@ class Method:
     """
 
     name: str
-    merge: Callable[..., Tensor]
     title: str
     paper: str
+    merge: Callable[..., Tensor] | None = None
+    coefficients: Callable[..., Sequence[float] | None] | None = None
     space: Literal["delta", "weight", "any"] = "delta"
     measure: Callable[..., Any] | None = None
     measures_if: Callable[[Mapping[str, Any]], bool] = lambda arguments: True
@@ -60,14 +64,20 @@ class Method:
     ordered: bool = False
     block: Literal["elements", "rows", "tensor"] = "elements"
     free: frozenset[str] = frozenset()
-    linear: bool = False
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What its signature and its docstring are read from."""
+        function = self.coefficients or self.merge
+        assert function is not None
+        return function
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """The hyperparameters by their name in a recipe (`weight`, `density`, …), read from the signature."""
         found = {
             "weight" if name == "weights" else name: Parameter(p.default, p.annotation == PerModel)
-            for name, p in inspect.signature(self.merge).parameters.items()
+            for name, p in self._signature.items()
             if p.kind is p.KEYWORD_ONLY and name not in RESERVED
         }
         return found | ({"scaling": Parameter(1.0, False)} if self.space != "weight" else {})
@@ -75,7 +85,7 @@ class Method:
     @property
     def random(self) -> bool:
         """Whether the result depends on the seed and on the models' names."""
-        return "rng" in self._takes
+        return "rng" in self._signature
 
     def deltas(self, base: bool) -> bool:
         """Whether it works on differences from the base, in a recipe with or without a `base`."""
@@ -97,12 +107,16 @@ class Method:
         return BLOCK
 
     @cached_property
+    def _signature(self) -> Mapping[str, inspect.Parameter]:
+        return _parameters(self.function)
+
+    @cached_property
     def _takes(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.merge).parameters)
+        return frozenset(_parameters(self.merge)) if self.merge else frozenset()
 
     @cached_property
     def _measure_takes(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.measure).parameters) if self.measure else frozenset()
+        return frozenset(_parameters(self.measure)) if self.measure else frozenset()
 
     def measured(
         self,
@@ -130,8 +144,20 @@ class Method:
         shape: tuple[int, ...] = (),
     ) -> Tensor:
         """One block merged: `stack` `(models, b)`, whose first column is element `start` of the tensor, to `(b,)`."""
+        factors = self.factors(len(stack), arguments, measured)
+        if factors is not None:
+            return weighted_sum(stack, factors)
+        assert self.merge is not None
         provided = {"rng": rng, "measured": measured, "start": start, "shape": shape}
-        return self.merge(stack, **arguments, **{k: v for k, v in provided.items() if k in self._takes})
+        given = {k: v for k, v in arguments.items() if self.coefficients is None or k in self._takes}
+        return self.merge(stack, **given, **{k: v for k, v in provided.items() if k in self._takes})
+
+    def factors(self, models: int, arguments: Mapping[str, Any], measured: Any) -> Sequence[float] | None:
+        """Each model's factor, if the merge is their weighted sum."""
+        if self.coefficients is None:
+            return None
+        provided = {**arguments, "measured": measured} if "measured" in self._signature else arguments
+        return self.coefficients(models, **provided)
 
     def __call__(
         self, stack: Tensor, *, seed: int = 0, models: tuple[str, ...] | None = None, tensor: str = "", **arguments: Any
@@ -144,7 +170,7 @@ class Method:
         names, block = models or tuple(str(k) for k in range(len(flat))), self.block_size(shape)
         starts = range(0, max(flat.shape[1], 1), block)  # an empty tensor is one empty block
         state = self.measured(
-            lambda: (flat[:, s : s + block] for s in starts),
+            lambda: (flat[:, s : s + block].contiguous() for s in starts),
             flat.shape[1],
             arguments,
             shape=shape,
@@ -154,7 +180,7 @@ class Method:
         for number, s in enumerate(starts):
             rng = Draws(seed, names, tensor, number)
             merged[s : s + block] = self.merge_block(
-                flat[:, s : s + block], arguments, rng=rng, measured=state, start=s, shape=shape
+                flat[:, s : s + block].contiguous(), arguments, rng=rng, measured=state, start=s, shape=shape
             )
         return merged.reshape(shape)
 
@@ -162,3 +188,7 @@ class Method:
 def row_length(shape: tuple[int, ...]) -> int:
     """Elements of a row: the last axis; a vector is one row."""
     return max(1, shape[-1]) if shape else 1
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters

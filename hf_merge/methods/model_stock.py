@@ -1,11 +1,12 @@
 """Averages of models, drawn towards the base by the angle between them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hf_merge.methods.method import Method, row_length
-from hf_merge.tensors.consensus import weighted_sum
-from hf_merge.tensors.sparsify import Blocks, per_model
+from hf_merge.tensors.sparsify import Blocks
 from hf_merge.tensors.sphere import gram
 
 
@@ -15,16 +16,19 @@ def measure(blocks: Blocks, n: int, filter_wise: bool = False, clamp: bool = Tru
 
 
 def model_stock(
-    deltas: Tensor, *, filter_wise: bool = False, clamp: bool = True, measured: float | None, shape: tuple[int, ...]
-) -> Tensor:
+    models: int, *, filter_wise: bool = False, clamp: bool = True, measured: float | None
+) -> Sequence[float] | None:
     """t mean_k δ_k with t = K cos θ / (1 + (K-1) cos θ), cos θ the mean cosine between the deltas (arXiv:2403.19522, eq. 2).
 
     Per tensor, or with `filter_wise` per row (the last axis). For more than two models, where the paper is silent, cosines
     are averaged over the pairs. `clamp` keeps t in [0, 1], outside of which deltas that point apart would blow the average
     up; mergekit does not, and draws deltas with norms below 1e-3 further to the base.
     """
-    if measured is not None:
-        return weighted_sum(deltas, per_model(measured / len(deltas), deltas))
+    return None if measured is None else [measured / models] * models
+
+
+def by_rows(deltas: Tensor, *, clamp: bool = True, shape: tuple[int, ...]) -> Tensor:
+    """Each row with a t of its own."""
     rows = deltas.reshape(len(deltas), -1, row_length(shape))
     double = rows.double().transpose(0, 1)
     ratios = _ratio(double @ double.transpose(1, 2), clamp).to(deltas.dtype)
@@ -46,5 +50,11 @@ def _ratio(products: Tensor, clamp: bool) -> Tensor:
 
 
 METHOD = Method(
-    name="model_stock", merge=model_stock, measure=measure, title="Model Stock", paper="arXiv:2403.19522", block="rows"
+    name="model_stock",
+    coefficients=model_stock,
+    merge=by_rows,
+    measure=measure,
+    title="Model Stock",
+    paper="arXiv:2403.19522",
+    block="rows",
 )

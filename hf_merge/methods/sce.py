@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hf_merge.methods.method import Method
-from hf_merge.tensors.election import elect_unweighted
+from hf_merge.tensors import loops
+from hf_merge.tensors.consensus import elected
 from hf_merge.tensors.masks import Bits, only, pack
 from hf_merge.tensors.sparsify import Blocks, cutoffs, kept, per_model, rounded_down, trim
 
@@ -62,7 +62,8 @@ def sce(
     common for real fine-tunes, and selects ⌊…⌋ elements, perhaps none (`round_down`).
     """
     stays = only(deltas, measured.selected[start]) if measured.selected else deltas
-    return elect_unweighted(stays, per_model(measured.coefficients, deltas), normalize=True)
+    column = per_model(measured.coefficients, deltas)
+    return elected(stays, torch.ones_like(column), column, normalize=True)
 
 
 def _select(blocks: Blocks, n: int, fraction: float, round_down: bool) -> dict[int, Bits]:
@@ -70,40 +71,45 @@ def _select(blocks: Blocks, n: int, fraction: float, round_down: bool) -> dict[i
     largest = max((abs(float(end)) for block in blocks() if block.numel() for end in block.aminmax()), default=0.0)
     # The largest square comes near the end of float32, so that the smallest one does not underflow.
     scale = 2.0 ** (100 - 2 * math.frexp(largest)[1])
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, int]] = []
 
-    def variances() -> Iterator[Tensor]:
+    def found() -> Iterator[tuple[Tensor, int]]:
         if seen:
             yield from seen
             return
         for block in blocks():
-            found = _variance(block, scale)
+            pair = _variance(block, scale)
             if n <= KEPT:
-                seen.append(found)
-            yield found
+                seen.append(pair)
+            yield pair
 
-    differing = sum(int(np.count_nonzero(found.cpu().numpy())) for found in variances())
+    differing = sum(count for _, count in found())
     fraction = rounded_down(fraction, differing) if round_down else fraction
-    cut = cutoffs(variances, [kept(fraction, differing) / max(n, 1)], n)
+    cut = cutoffs(lambda: (values for values, _ in found()), [kept(fraction, differing) / max(n, 1)], n)
     selected, start = {}, 0
-    for found in variances():
-        selected[start] = pack(trim(found, cut, start) != 0)
-        start += found.shape[1]
+    for values, _ in found():
+        selected[start] = pack(trim(values, cut, start) != 0)
+        start += values.shape[1]
     return selected
 
 
-def _variance(block: Tensor, scale: float) -> Tensor:
-    """The models' variance `(1, b)` but for a factor: k Σ d² - (Σ d)² of the differences d from the first, times `scale`.
+def _variance(block: Tensor, scale: float) -> tuple[Tensor, int]:
+    """The models' variance `(1, b)` but for a factor: k Σ d² - (Σ d)² of the differences d from the first, times `scale`; and
+    in how many elements it is not 0.
 
     Not from their mean: these sums are exact for deltas of 16-bit weights, so that neither order nor rounding breaks ties.
     """
+    if (rows := loops.served(block)) is not None:
+        variance = torch.empty(1, block.shape[1])
+        return variance, int(loops.variance(rows, scale, variance[0].numpy()))
     first = block[0].double()
     total, squares = torch.zeros_like(first), torch.zeros_like(first)
     for row in block[1:]:
         difference = row.double().sub_(first)
         total.add_(difference)
         squares.addcmul_(difference, difference)
-    return squares.mul_(len(block) * scale).addcmul_(total, total, value=-scale).to(block.dtype)[None]
+    variance = squares.mul_(len(block) * scale).addcmul_(total, total, value=-scale).to(block.dtype)[None]
+    return variance, int(variance.count_nonzero())
 
 
 METHOD = Method(name="sce", merge=sce, measure=measure, title="SCE", paper="arXiv:2408.07990")

@@ -1,7 +1,7 @@
 """Spherical interpolation between two models."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
@@ -20,21 +20,18 @@ def measure(blocks: Callable[[], Iterable[Tensor]], n: int) -> float | None:
     return math.acos(cosine) if abs(cosine) <= PARALLEL else None
 
 
-def slerp(stack: Tensor, *, t: float = 0.5, measured: float | None) -> Tensor:
+def slerp(models: int, *, t: float = 0.5, measured: float | None) -> Sequence[float]:
     """sin((1-t)Ω)/sin(Ω) a + sin(tΩ)/sin(Ω) b, with Ω the angle between the flattened tensors (Shoemake, 1985).
 
     `t` = 0 is the first model, 1 the second; linear where the angle is undefined or its |cosine| is above `PARALLEL`.
     """
-    if measured is None:
-        first, second = 1.0 - t, t
-    else:
-        first, second = (math.sin(s * measured) / math.sin(measured) for s in (1.0 - t, t))
-    return stack[0] * first + stack[1] * second
+    shares = (1.0 - t, t)
+    return shares if measured is None else [math.sin(s * measured) / math.sin(measured) for s in shares]
 
 
 METHOD = Method(
     name="slerp",
-    merge=slerp,
+    coefficients=slerp,
     measure=measure,
     title="SLERP",
     paper="doi:10.1145/325165.325242",

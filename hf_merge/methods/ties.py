@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hf_merge.methods.method import Method
-from hf_merge.tensors.consensus import disjoint
-from hf_merge.tensors.election import elect_unweighted
+from hf_merge.tensors.consensus import elected
 from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, per_model, rounded_down, trim
 from hf_merge.tensors.weighting import l1_gains
 
@@ -54,8 +54,8 @@ def ties(
     trimmed = trim(deltas, measured.cut, start)
     if measured.gains is not None:
         trimmed *= per_model(measured.gains, deltas)
-    elect = disjoint if weighted_election else elect_unweighted
-    return elect(trimmed, per_model(weights, deltas), normalize)
+    column = per_model(weights, deltas)
+    return elected(trimmed, column if weighted_election else torch.ones_like(column), column, normalize)
 
 
 METHOD = Method(name="ties", merge=ties, measure=measure, title="TIES", paper="arXiv:2306.01708")

@@ -1,15 +1,23 @@
 """Adding up deltas: weighted sums, and sums over the models that agree on a sign."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from hf_merge.tensors import loops
 
-def weighted_sum(stack: Tensor, weights: Tensor) -> Tensor:
-    """Σ_k w_k x_k of `stack` `(models, n)` with `weights` `(models, 1)`, added up in the models' order."""
-    first, *rest = weights[:, 0].tolist()
-    total = stack[0] * first
-    for values, weight in zip(stack[1:], rest, strict=True):
+
+def weighted_sum(stack: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
+    """Σ_k w_k x_k of `stack` `(models, n)` with `weights` `(models, 1)` or one number each, added up in the models' order."""
+    factors = [float(weight) for weight in weights]
+    if (rows := loops.served(stack)) is not None:
+        total = torch.empty(stack.shape[1:])
+        loops.weighted_sum(rows, np.array(factors, np.float32), total.numpy())
+        return total
+    total = stack[0] * factors[0]
+    for values, weight in zip(stack[1:], factors[1:], strict=True):
         total.add_(values, alpha=weight)
     return total
 
@@ -20,34 +28,31 @@ def disjoint(deltas: Tensor, weights: Tensor, normalize: bool) -> Tensor:
     The elected sign is that of the weighted sum (+ where it is zero); the weighted deltas with that sign are added up
     and, if `normalize`, divided by the sum of their |weights| (the paper's count of agreeing models at equal weights).
     """
-    merged, close = _elected(deltas, weights, weighted_sum(deltas, weights), normalize)
-    # Deltas of bfloat16 weights often cancel exactly; rounding in float32 would let the models' order elect the sign.
-    if len(close):
-        few = deltas[:, close]
-        vote = weighted_sum(few.double(), weights.double())
-        merged[close] = _elected(few, weights, torch.where(vote < 0, -1.0, 1.0).to(few.dtype), normalize)[0]
-    return merged
+    return elected(deltas, weights, weights, normalize)
 
 
-def _elected(deltas: Tensor, weights: Tensor, vote: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """The disjoint merge with the signs of `vote` `(n,)`, and the elements at which rounding may have decided those."""
-    sign = torch.copysign(torch.ones((), dtype=vote.dtype, device=vote.device), vote)
-    total, divisor = torch.zeros_like(vote), torch.zeros_like(vote)
-    agreeing = torch.empty_like(vote)
-    for values, weight in zip(deltas, weights[:, 0].tolist(), strict=True):
-        torch.mul(values, sign if weight > 0 else -sign, out=agreeing).relu_()
-        total.add_(agreeing, alpha=abs(weight))
-        if normalize:
-            divisor.add_(agreeing.sign_(), alpha=abs(weight))
-    # A sum of k products is off by at most k 2⁻²⁴ of their magnitudes' sum: where its sign is wrong, twice the `total`.
-    margin = torch.abs(vote, out=agreeing).sub_(total, alpha=len(deltas) * 2.0**-22)
-    close = _negative(margin)
-    merged = total.mul_(sign)
-    return merged.div_(divisor.clamp_min_(torch.finfo(divisor.dtype).tiny)) if normalize else merged, close
+def elected(deltas: Tensor, votes: Tensor, weights: Tensor, normalize: bool) -> Tensor:
+    """As `disjoint`, with a sign elected by `votes` `(models, 1)`, that of Σ_k v_k δ_k; model k agrees if its v_k δ_k has it.
 
-
-def _negative(values: Tensor) -> Tensor:
-    """Where `values` `(n,)` are negative."""
-    if values.is_cpu:
-        return torch.from_numpy(np.flatnonzero(values.numpy() < 0))  # several times faster than torch's
-    return (values < 0).nonzero()[:, 0]
+    Deltas of bfloat16 weights often cancel exactly; where rounding could let the models' order elect the sign, the sum is
+    taken in float64.
+    """
+    ballot, shares = (column.reshape(-1).tolist() for column in (votes, weights))
+    if (rows := loops.served(deltas)) is not None:
+        merged = torch.empty(deltas.shape[1:])
+        loops.elect(rows, np.array(ballot, np.float32), np.array(shares, np.float32), normalize, merged.numpy())
+        return merged
+    sums, sizes = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    for values, vote in zip(deltas, ballot, strict=True):
+        sums.add_(values, alpha=vote)
+        sizes.add_(values.abs(), alpha=abs(vote))
+    # A sum of k products is off by at most k 2⁻²⁴ of their magnitudes' sum.
+    close = (sums.abs() <= sizes * (len(deltas) * 2.0**-22)).nonzero()[:, 0]
+    sums[close] = (deltas[:, close].double() * votes.reshape(-1, 1).to(deltas.device).double()).sum(0).sign().to(sums.dtype)
+    total, divisor = torch.zeros_like(sums), torch.zeros_like(sums)
+    sign = torch.where(sums < 0, -1.0, 1.0).to(sums.dtype)
+    for values, vote, weight in zip(deltas, ballot, shares, strict=True):
+        agrees = (values * (-sign if vote < 0 else sign) > 0).to(values.dtype)
+        total.add_(agrees * values, alpha=weight)
+        divisor.add_(agrees, alpha=abs(weight))
+    return total.div_(divisor.clamp_min_(torch.finfo(divisor.dtype).tiny)) if normalize else total

@@ -11,19 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hf_merge.tensors import loops
 from hf_merge.tensors.masks import Bits, only, pack
 from hf_merge.tensors.rng import STEPS, Draws
 from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, kept, per_model, rounded_down, trim
 from hf_merge.tensors.weighting import l1_gains
 
 _MAGNITUDE = 0x7FFFFFFF
-_RANGE = 27
-"""Bits that tell magnitudes apart at first: 23 within a power of two, and 4 for the powers, down to 2⁻¹⁶ of the largest."""
-_BINS = 1 << 10
-_COMPARISONS = 4
-"""How many comparisons with its row an element may cost on average where bins do not decide its draw."""
-_ROUNDS = 16
-"""How often neighbors are swapped before a sort of 64 bits is the faster way to the last digits."""
 
 Integers = npt.NDArray[np.int32]
 
@@ -49,29 +43,33 @@ def stays(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int, rng: D
     """Which elements `magprune` keeps, 1 or 0, uint8 as `deltas`; either of both where a delta is 0."""
     found = torch.empty(deltas.shape, dtype=torch.uint8, device=deltas.device)
     for model, chances in enumerate(_chances(deltas, density, epsilon, row)):
-        rows, draws = deltas[model].reshape(-1, row), rng.uniform(model, deltas.shape[1])
-        decided: npt.NDArray[np.uint8] | None = None
-        if rows.is_cpu:
-            few = len(rows) // 32  # tell whether it would take a sort after all
-            if not few or _by_bins(rows[:few].numpy(), chances.numpy(), draws[: few * row].numpy()) is not None:
-                decided = _by_bins(rows.numpy(), chances.numpy(), draws.numpy())
-        if decided is None:
-            torch.lt(draws.to(deltas.device), _by_rank(rows, chances).reshape(-1), out=found[model])
+        rows, kept_rows = deltas[model].reshape(-1, row), found[model].reshape(-1, row)
+        if (values := loops.served(rows)) is not None:
+            low, enough = _enough(chances.numpy())
+            loops.stays(values, enough, low, rng.key(model), kept_rows.numpy())
         else:
-            found[model] = torch.from_numpy(decided)
+            draws = rng.uniform(model, deltas.shape[1]).to(deltas.device).reshape(-1, row)
+            torch.lt(draws, _by_rank(rows, chances), out=kept_rows)
     return found
+
+
+def _enough(chances: Integers) -> tuple[int, Integers]:
+    """The least chance, and how many ranks have a chance above a draw: for draws below it, each from it on, and the rest."""
+    low = int(chances[-1])
+    ranks = len(chances) - np.cumsum(np.bincount(chances - low))
+    return low, np.concatenate([[len(chances)], ranks[:-1], [0]]).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What `magprune` keeps of each block of a tensor, and factors `(models, 1)` that give back the L1 norms."""
+    """What `magprune` keeps of each block of a tensor, and the models' factors that give back the L1 norms."""
 
     masks: Sequence[Bits]
-    gains: Tensor
+    gains: Sequence[float]
 
     def of(self, deltas: Tensor, number: int) -> Tensor:
         """What stays of `deltas` `(models, b)`, the `number`-th block, with its norm given back."""
-        return only(deltas, self.masks[number]).mul_(self.gains.to(deltas))
+        return only(deltas, self.masks[number], self.gains)
 
 
 def prune_in_norm(blocks: Blocks, density: PerModel, epsilon: PerModel, row: int, draws: Callable[[int], Draws]) -> Pruning:
@@ -82,8 +80,8 @@ def prune_in_norm(blocks: Blocks, density: PerModel, epsilon: PerModel, row: int
         masks.append(pack(stays(block, density, epsilon, row, draws(number))))
         return only(block, masks[-1])
 
-    gains = l1_gains(blocks, left)
-    return Pruning(masks, gains[:, None])
+    gains = l1_gains(blocks, left).tolist()
+    return Pruning(masks, gains)
 
 
 def middle(deltas: Tensor, density: PerModel, gamma: PerModel, row: int) -> Tensor:
@@ -138,41 +136,6 @@ def _chances(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int) -> 
         yield (chances * STEPS).round().clamp(1 if chance > 0 else 0, STEPS).int()
 
 
-def _by_bins(rows: npt.NDArray[np.float32], chances: Integers, draws: Integers) -> npt.NDArray[np.uint8] | None:
-    """Where `draws` `(b,)` are below the `chances` `(row,)` of the magnitudes' ranks in `rows`; None if that takes a sort.
-
-    Only draws between the least and the greatest chance ask for a rank, and hardly one of them for more than that of its bin,
-    the high digits of its magnitude.
-    """
-    (count, row), low, high = rows.shape, int(chances[-1]), int(chances[0])
-    below = (draws < low).view(np.uint8)
-    if low == high or not rows.size:
-        return below
-    asking = np.flatnonzero(((draws - low).view(np.uint32) < high - low) & (rows.reshape(-1) != 0))
-    bits = rows.view(np.int32) & _MAGNITUDE
-    bins = min(_BINS, 1 << max(1, row.bit_length() - 1))
-    digits = bits >> (_RANGE - bins.bit_length() + 1)
-    np.minimum(np.subtract(digits.max(), digits, out=digits), bins - 1, out=digits)
-    digits += np.arange(count, dtype=np.int32)[:, None] * bins
-    larger = np.zeros(count * bins + 1, np.int32)  # how many elements are in the bins and rows before
-    np.cumsum(np.bincount(digits.reshape(-1), minlength=count * bins), dtype=np.int32, out=larger[1:])
-    ranks = (row - np.cumsum(np.bincount(chances - low))).astype(np.int32)  # whose chances are above a draw
-    found = digits.reshape(-1).take(asking)
-    enough = ranks.take(draws.take(asking) - low) + (found >> bins.bit_length() - 1) * row
-    stays = larger.take(found + 1) <= enough
-    unsure = np.flatnonzero((larger.take(found) < enough) > stays)
-    if len(unsure) * row > _COMPARISONS * rows.size:
-        return None
-    for part in np.array_split(unsure, 1 + len(unsure) * row * 4 // rows.size):
-        line, place = np.divmod(asking[part], row)
-        before = np.arange(row, dtype=np.int32) < place.astype(np.int32)[:, None]
-        # Of equal magnitudes those before count as larger. The bits of packed masks are counted fast.
-        above = np.packbits(bits[line] > bits[line, place][:, None] - before, axis=1)
-        stays[part] = np.bitwise_count(above).sum(1, dtype=np.int64) < enough[part] - line * row
-    below[asking] = stays
-    return below
-
-
 def _by_rank(rows: Tensor, values: Tensor) -> Tensor:
     """`values` `(row,)`, the largest magnitude's first, at the places of the magnitudes in `rows`."""
     values = values.to(rows.device)
@@ -183,43 +146,11 @@ def _by_rank(rows: Tensor, values: Tensor) -> Tensor:
 
 def _places(rows: Tensor) -> Tensor:
     """The places of each row's elements, int64, the largest magnitude's first."""
-    # One sort of keys that hold the magnitude, the largest first, above the place.
-    width = (rows.shape[1] - 1).bit_length()
-    place = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
-    bits = rows.view(torch.int32) & _MAGNITUDE
-    if rows.is_cpu and rows.numel():
-        # 32 bits sort in half of the time of 64. They have no room for the last digits of the magnitudes, which differences of
-        # 16-bit floats hardly have, and others seldom need.
-        cut = max(0, _RANGE + width - 32)
-        keys = (bits >> cut).neg_()
-        keys.sub_(keys.min()).clamp_(max=(1 << (_RANGE - cut)) - 1).bitwise_left_shift_(width).bitwise_or_(place)
-        keys.numpy().view(np.uint32).sort(axis=1)
-        places = keys.bitwise_and_((1 << width) - 1).long()
-        if _settled(bits.gather(1, places).numpy(), places.numpy()):
-            return places
-    keys = (bits ^ _MAGNITUDE).long().bitwise_left_shift_(width).bitwise_or_(place)
-    if rows.is_cpu:
-        keys.numpy().sort(axis=1)  # in place; half of the time that torch needs
-    else:
-        keys = keys.sort(dim=1).values
-    return keys.bitwise_and_((1 << width) - 1)
-
-
-def _settled(bits: Integers, places: npt.NDArray[np.int64]) -> bool:
-    """Swap neighbors in the rows of `bits`, and their `places`, until they descend; False if that is not soon."""
-    row, bits, places = bits.shape[1], bits.reshape(-1), places.reshape(-1)
-    wrong = np.flatnonzero(bits[1:] > bits[:-1])
-    for _ in range(_ROUNDS):
-        wrong = wrong[(wrong + 1) % row != 0]
-        if not len(wrong) or len(wrong) > len(bits) // 8:
-            break
-        first = wrong[np.diff(wrong, prepend=-2) > 1]
-        for values in (bits, places):
-            values[first], values[first + 1] = values[first + 1], values[first]
-        near = np.unique(np.concatenate([wrong, first - 1, first + 1]))
-        near = near[(near >= 0) & (near < len(bits) - 1)]
-        wrong = near[bits[near + 1] > bits[near]]
-    return not len(wrong)
+    if (values := loops.served(rows)) is not None:
+        order = np.empty(rows.shape, np.int32)
+        loops.rank(values, order)
+        return torch.from_numpy(order).long()
+    return rows.abs().sort(dim=1, descending=True, stable=True).indices
 
 
 def _largest(rows: Tensor, counts: Sequence[int]) -> list[Tensor]:

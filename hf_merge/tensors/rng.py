@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from hf_merge.tensors import loops
 
 STEPS = 1 << 16
 """Probabilities are rounded to multiples of 1 / STEPS, and rescaling uses the rounded one."""
@@ -17,7 +18,8 @@ STEPS = 1 << 16
 class Draws:
     """The random numbers of one block of one tensor: one stream for each model, keyed by (seed, model, tensor, block).
 
-    `models` are the models' names in the recipe, so that neither their order nor the place they are read from matters.
+    `models` are the models' names in the recipe, so that neither their order nor the place they are read from matters. A
+    stream is a counter's: 16 bits an element of SplitMix64 (Steele et al., 2014).
     """
 
     seed: int
@@ -25,15 +27,13 @@ class Draws:
     tensor: str
     block: int
 
+    def key(self, model: int) -> np.uint64:
+        """Where the stream of the `model`-th model starts, for `hf_merge.tensors.loops`."""
+        key = f"{self.seed}\0{self.models[model]}\0{self.tensor}\0{self.block}".encode()
+        return np.uint64(int.from_bytes(blake2b(key, digest_size=8).digest(), "little"))
+
     def uniform(self, model: int, count: int) -> Tensor:
         """`count` integers, uniform in [0, STEPS), int32 on the CPU, of the stream of the `model`-th model."""
-        return torch.from_numpy(self._raw(model, count).astype(np.int32))
-
-    def below(self, model: int, count: int, steps: int) -> Tensor:
-        """Which of these `count` integers are below `steps`, which is in [0, STEPS]: 1 or 0, uint8 on the CPU."""
-        return torch.from_numpy((self._raw(model, count) < steps).view(np.uint8))
-
-    def _raw(self, model: int, count: int) -> npt.NDArray[np.uint16]:
-        key = f"{self.seed}\0{self.models[model]}\0{self.tensor}\0{self.block}".encode()
-        bits = np.random.SFC64(int.from_bytes(blake2b(key, digest_size=16).digest(), "little"))
-        return bits.random_raw((count + 3) // 4).astype("<u8", copy=False).view("<u2")[:count]
+        words = np.empty((count + 3) // 4, np.uint64)
+        loops.fill_draws(self.key(model), 0, words)
+        return torch.from_numpy(words.view(np.uint16)[:count].astype(np.int32))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hf_merge.tensors import loops
 from hf_merge.tensors.rng import STEPS, Draws
 
 PerModel = float | Tensor
@@ -91,22 +92,21 @@ def steps_of(chance: float) -> int:
     return min(STEPS, max(1, round(chance * STEPS))) if chance > 0 else 0
 
 
-def drop(deltas: Tensor, density: PerModel, rng: Draws, rescale: bool = True) -> Tensor:
+def drop(deltas: Tensor, density: PerModel, rng: Draws, rescale: bool = True, gains: Sequence[float] | None = None) -> Tensor:
     """DARE's drop and rescale: each element stays with probability `density` and is divided by it, if `rescale`
-    (arXiv:2311.03099, eq. 3)."""
-    kept_deltas = torch.empty_like(deltas)
+    (arXiv:2311.03099, eq. 3). `gains` are further factors of the models."""
+    kept_deltas = torch.empty_like(deltas, memory_format=torch.contiguous_format)
     chances = per_model(density, deltas)[:, 0].tolist()
     for model, (chance, row, out) in enumerate(zip(chances, deltas, kept_deltas, strict=True)):
         steps = steps_of(chance)
-        if 0 < steps < STEPS:
-            # Numbers to multiply with: masks of booleans are several times slower.
-            out.copy_(rng.below(model, deltas.shape[1], steps)).mul_(row)
-            if rescale:
-                out.mul_(STEPS / steps)
-        elif steps:
-            out.copy_(row)
+        scale = (STEPS / steps if rescale and steps else 1.0) * (gains[model] if gains is not None else 1.0)
+        if not 0 < steps < STEPS:
+            torch.mul(row, scale if steps else 0.0, out=out)
+        elif (values := loops.served(row)) is not None:
+            loops.drop(values, rng.key(model), np.uint16(steps), np.float32(scale), out.numpy())
         else:
-            out.zero_()
+            stays = rng.uniform(model, deltas.shape[1]).to(deltas.device) < steps
+            torch.mul(row, stays.to(row.dtype).mul_(scale), out=out)
     return kept_deltas
 
 
@@ -120,13 +120,13 @@ class _Window:
     size: int = 0
     gathered: list[tuple[int, npt.NDArray[np.int32], Bits]] = field(default_factory=list)
 
-    def add(self, row: Bits, start: int) -> None:
+    def add(self, row: Tensor, start: int) -> None:
         """Gather from a block that begins at element `start`."""
-        upper = row > self.high
-        places = np.flatnonzero((row >= self.low) ^ upper)
-        self.above += int(np.count_nonzero(upper))
-        self.size += len(places)
-        self.gathered.append((start, places.astype(np.int32), row[places]))
+        places, values = np.empty(len(row), np.int32), np.empty(len(row), np.uint32)
+        inside, above = loops.between(row.cpu().numpy(), np.uint32(self.low), np.uint32(self.high), places, values)
+        self.above += above
+        self.size += inside
+        self.gathered.append((start, places[:inside].copy(), values[:inside].copy()))
 
     def cut(self, count: int, n: int) -> tuple[int, int] | None:
         """Bits and last index of the cut that keeps `count`; None if it lies outside of the window."""
@@ -161,7 +161,7 @@ def _near_a_guess(blocks: Blocks, counts: dict[int, int], n: int) -> dict[int, t
         if not windows:
             break
         for model, window in windows.items():
-            window.add(_bits(block[model]), start)
+            window.add(block[model], start)
         start += block.shape[1]
     found = {model: window.cut(counts[model], n) for model, window in windows.items()}
     return {model: cut for model, cut in found.items() if cut is not None}

@@ -341,14 +341,14 @@ def test_a_sparsifier_keeps_the_rounded_number_of_elements(merge, shape, dtype, 
 @pytest.mark.parametrize("merge", ALL)
 def test_a_method_stands_in_the_table_under_its_modules_name_with_title_and_paper(merge):
     assert METHODS[merge.name] is merge
-    assert merge.merge.__module__ == f"hf_merge.methods.{merge.name}"
+    assert merge.function.__module__ == f"hf_merge.methods.{merge.name}"
     assert merge.title
     assert merge.paper.startswith(("arXiv:", "doi:", "https://"))
 
 
 @pytest.mark.parametrize("merge", ALL)
 def test_everything_but_the_stack_is_keyword_only_and_hyperparameters_have_defaults(merge):
-    _, *rest = inspect.signature(merge.merge).parameters.values()
+    _, *rest = inspect.signature(merge.function).parameters.values()
     assert {p.kind for p in rest} <= {inspect.Parameter.KEYWORD_ONLY}
     assert all(p.default is not p.empty for p in rest if p.name not in RESERVED)
 
@@ -357,7 +357,7 @@ def test_everything_but_the_stack_is_keyword_only_and_hyperparameters_have_defau
 def test_measure_has_the_defaults_of_merge(merge):
     _, _, *shared = inspect.signature(merge.measure).parameters.values()
     shared = [p for p in shared if p.name not in RESERVED]
-    merges = inspect.signature(merge.merge).parameters
+    merges = inspect.signature(merge.function).parameters
     assert {p.name: p.default for p in shared} == {p.name: merges[p.name].default for p in shared}
 
 

@@ -38,10 +38,19 @@ def elect_and_merge_reference(rows, weights, normalize=True):
     return merged
 
 
+def split_mix_64(state, count):
+    """The generator as its authors print it (Steele, Lea and Flood, 2014)."""
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        yield z ^ (z >> 31)
+
+
 def mask_reference(seed, model, tensor, block, density, count):
     """DARE's mask from the documented key: element i stays if its 16 bits are below round(65536 density)."""
-    digest = blake2b(f"{seed}\0{model}\0{tensor}\0{block}".encode(), digest_size=16).digest()
-    words = np.random.SFC64(int.from_bytes(digest, "little")).random_raw(count // 4 + 1)
+    digest = blake2b(f"{seed}\0{model}\0{tensor}\0{block}".encode(), digest_size=8).digest()
+    words = split_mix_64(int.from_bytes(digest, "little"), count // 4 + 1)
     sixteen = [(int(word) >> shift) & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
     return [value < round(65536 * density) for value in sixteen[:count]]
 

@@ -26,9 +26,6 @@ class Masks(Draws):
 
     masks: Tensor
 
-    def below(self, model: int, count: int, steps: int) -> Tensor:
-        return self.masks[model]
-
     def uniform(self, model: int, count: int) -> Tensor:
         return torch.where(self.masks[model].bool(), 0, STEPS).int()
 
@@ -73,7 +70,8 @@ def with_masks(job: TensorJob, recorded: dict[str, Tensor]) -> Tensor:
     assert job.base is not None
     assert job.method is not None
     base = job.base.read(0, job.elements)
-    deltas = torch.stack([source.read(0, job.elements) for source in job.sources]) - base
+    # Only float32 on the CPU has its draws made where they are needed; float64 asks for them.
+    deltas = (torch.stack([source.read(0, job.elements) for source in job.sources]) - base).double()
     masks = torch.stack([recorded[f"{job.name}|mask|{k}"].flatten() for k in range(len(deltas))])
     draws = Masks(0, job.models, job.name, 0, masks)
     arguments: dict[str, Any] = {name: value for name, value in job.arguments.items() if name != "scaling"}

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from hf_merge.tensors.election import elect_unweighted
+from hf_merge.tensors.consensus import elected
+
+
+def elect_unweighted(deltas, weights, normalize):
+    return elected(deltas, torch.ones_like(weights), weights, normalize)
 
 
 def column(*values):

@@ -7,7 +7,7 @@ USUAL = {"seed": 0, "models": ("ada", "bob"), "tensor": "layers.0.weight", "bloc
 
 
 def test_the_draws_of_a_key_are_golden():
-    assert Draws(**USUAL).uniform(0, 6).tolist() == [6330, 16873, 18950, 43792, 14709, 30573]
+    assert Draws(**USUAL).uniform(0, 6).tolist() == [28152, 25946, 33213, 19830, 21932, 22645]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 1001])
@@ -45,11 +45,3 @@ def test_draws_are_uniform_over_their_range():
     counts = torch.bincount(draws // (STEPS // 64), minlength=64).double()
     chi_squared = float(((counts - (1 << 12)) ** 2 / (1 << 12)).sum())
     assert chi_squared < 63 + 4 * (2 * 63) ** 0.5
-
-
-@pytest.mark.parametrize("steps", [0, 1, 30_000, STEPS - 1, STEPS])
-def test_below_says_which_draws_are(steps):
-    draws = Draws(**USUAL)
-    below = draws.below(1, 100_001, steps)
-    assert below.dtype == torch.uint8
-    assert torch.equal(below.bool(), draws.uniform(1, 100_001) < steps)

@@ -1,0 +1,430 @@
+"""Loops over elements on the CPU, compiled by numba: one pass over memory where array operations take one each.
+
+What they compute does not depend on the machine: sums have a fixed order and nothing is contracted or reordered. Arrays are
+contiguous; bfloat16 numbers are their bits, uint16. Every function has a twin of torch operations next to where it is used,
+for other devices.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numba.core import types
+from numba.extending import overload
+from torch import Tensor
+
+loop: Any = njit(nogil=True, cache=True, error_model="numpy")
+
+CHUNK = 2048
+"""Elements that pass through the fastest cache together."""
+LANES = 256
+"""Partial sums side by side."""
+_GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_INFINITE, _MAGNITUDE = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
+
+
+def _load(stored: Any, out: Any) -> None:
+    """`stored` as float32 in `out`."""
+    raise NotImplementedError
+
+
+@overload(_load)
+def _compiled_load(stored: Any, out: Any) -> Any:
+    def from_bfloat16(stored: Any, out: Any) -> None:
+        bits = out.view(np.uint32)
+        for i in range(stored.size):
+            bits[i] = np.uint32(stored[i]) << np.uint32(16)
+
+    def from_float32(stored: Any, out: Any) -> None:
+        for i in range(stored.size):
+            out[i] = stored[i]
+
+    return from_bfloat16 if stored.dtype == types.uint16 else from_float32
+
+
+def _store(values: Any, out: Any) -> bool:
+    """float32 `values`, rounded to the nearest (even) of `out`; whether some are not finite then."""
+    raise NotImplementedError
+
+
+@overload(_store)
+def _compiled_store(values: Any, out: Any) -> Any:
+    def to_bfloat16(values: Any, out: Any) -> bool:
+        bits = values.view(np.uint32)
+        broken = np.uint32(0)
+        for i in range(out.size):
+            high = np.uint32(bits[i] >> np.uint32(16))
+            rounded = np.uint32(bits[i] + np.uint32(0x7FFF) + np.uint32(high & np.uint32(1)))
+            # Rounding would turn some NaN into zeros.
+            broken |= np.uint32((bits[i] & _INFINITE) == _INFINITE) | np.uint32((rounded & _INFINITE) == _INFINITE)
+            out[i] = np.uint16(rounded >> np.uint32(16))
+        return broken != 0
+
+    def to_float32(values: Any, out: Any) -> bool:
+        bits = values.view(np.uint32)
+        broken = np.uint32(0)
+        for i in range(out.size):
+            broken |= np.uint32((bits[i] & _INFINITE) == _INFINITE)
+            out[i] = values[i]
+        return broken != 0
+
+    return to_bfloat16 if out.dtype == types.uint16 else to_float32
+
+
+@loop
+def widen(stored, base, out):  # type: ignore[no-untyped-def]
+    """`stored` in float32, less the float32 `base` if that is not empty; whether some are not finite then."""
+    broken = np.uint32(0)
+    for start in range(0, out.size, CHUNK):
+        stop = min(start + CHUNK, out.size)
+        row = out[start:stop]
+        _load(stored[start:stop], row)
+        if base.size:
+            anchor = base[start:stop]
+            for i in range(row.size):
+                row[i] -= anchor[i]
+        bits = row.view(np.uint32)
+        for i in range(row.size):
+            broken |= np.uint32((bits[i] & _INFINITE) == _INFINITE)
+    return broken != 0
+
+
+@loop
+def narrow(merged, scaling, base, out):  # type: ignore[no-untyped-def]
+    """`merged` times `scaling`, plus `base` if that is not empty, in the dtype of `out`; whether some are not finite then."""
+    broken = False
+    values = np.empty(CHUNK, np.float32)
+    for start in range(0, out.size, CHUNK):
+        stop = min(start + CHUNK, out.size)
+        row, part = merged[start:stop], values[: stop - start]
+        for i in range(row.size):
+            part[i] = row[i] * scaling
+        if base.size:
+            anchor = base[start:stop]
+            for i in range(row.size):
+                part[i] += anchor[i]
+        broken |= _store(part, out[start:stop])
+    return broken
+
+
+@loop
+def mix(sources, weights, scaling, base, out):  # type: ignore[no-untyped-def]
+    """Σ_k w_k x_k of the `sources`, a tuple; with a `base` that is not empty base + scaling Σ_k w_k (x_k - base).
+
+    In the dtype of `out`; whether some are not finite then.
+    """
+    broken = False
+    values, total, anchor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    for start in range(0, out.size, CHUNK):
+        stop = min(start + CHUNK, out.size)
+        size = stop - start
+        row, whole, origin = values[:size], total[:size], anchor[:size]
+        if base.size:
+            _load(base[start:stop], origin)
+        for k in range(len(sources)):
+            weight = weights[k]
+            _load(sources[k][start:stop], row)
+            if base.size:
+                for i in range(size):
+                    row[i] -= origin[i]
+            if k == 0:
+                for i in range(size):
+                    whole[i] = row[i] * weight
+            else:
+                for i in range(size):
+                    whole[i] += row[i] * weight
+        if base.size:
+            for i in range(size):
+                whole[i] = whole[i] * scaling + origin[i]
+        broken |= _store(whole, out[start:stop])
+    return broken
+
+
+@loop
+def weighted_sum(stack, weights, out):  # type: ignore[no-untyped-def]
+    """Σ_k w_k x_k of `stack` `(models, n)`, added up in the models' order."""
+    for start in range(0, out.size, CHUNK):
+        stop = min(start + CHUNK, out.size)
+        total = out[start:stop]
+        for k in range(stack.shape[0]):
+            row, weight = stack[k, start:stop], weights[k]
+            if k == 0:
+                for i in range(total.size):
+                    total[i] = row[i] * weight
+            else:
+                for i in range(total.size):
+                    total[i] += row[i] * weight
+
+
+@loop
+def elect(stack, votes, weights, normalize, out):  # type: ignore[no-untyped-def]
+    """Sign election and disjoint merge of `stack` `(models, n)`: see `hf_merge.tensors.consensus.elected`."""
+    models = stack.shape[0]
+    ballot, sign = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    divisor, sizes = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    one, zero, tiny = np.float32(1), np.float32(0), np.float32(np.finfo(np.float32).tiny)
+    slack = np.float32(models * 2.0**-22)
+    for start in range(0, out.size, CHUNK):
+        stop = min(start + CHUNK, out.size)
+        size, total = stop - start, out[start:stop]
+        for i in range(size):
+            ballot[i] = zero
+            total[i] = zero
+            divisor[i] = zero
+            sizes[i] = zero
+        for k in range(models):
+            row, vote = stack[k, start:stop], votes[k]
+            for i in range(size):
+                ballot[i] += row[i] * vote
+                sizes[i] += abs(row[i] * vote)
+        close = False
+        for i in range(size):
+            # A sum of k products is off by at most k 2⁻²⁴ of their magnitudes' sum: below that, rounding may have decided.
+            close |= (abs(ballot[i]) <= sizes[i] * slack) & (sizes[i] > zero)
+            sign[i] = -one if ballot[i] < zero else one
+        if close:
+            # Deltas of bfloat16 weights often cancel exactly, and the models' order would elect the sign.
+            for i in range(size):
+                if abs(ballot[i]) <= sizes[i] * slack:
+                    exact = 0.0
+                    for k in range(models):
+                        exact += np.float64(stack[k, start + i]) * np.float64(votes[k])
+                    sign[i] = -one if exact < 0.0 else one
+        for k in range(models):
+            row, weight = stack[k, start:stop], weights[k]
+            turn, share = -one if votes[k] < zero else one, abs(weight)
+            for i in range(size):
+                agrees = row[i] * turn * sign[i] > zero
+                total[i] += row[i] * weight if agrees else zero
+                divisor[i] += share if agrees else zero
+        if normalize:
+            for i in range(size):
+                total[i] /= max(divisor[i], tiny)
+
+
+@loop
+def fill_draws(key, first, out):  # type: ignore[no-untyped-def]
+    """SplitMix64 (Steele et al., 2014) at the places from `first` on of the sequence that starts at `key`."""
+    for i in range(out.size):
+        z = np.uint64(key + (np.uint64(first) + np.uint64(i) + np.uint64(1)) * _GOLDEN)
+        z = np.uint64((z ^ (z >> np.uint64(30))) * _FIRST)
+        z = np.uint64((z ^ (z >> np.uint64(27))) * _SECOND)
+        out[i] = z ^ (z >> np.uint64(31))
+
+
+@loop
+def drop(row, key, steps, scale, out):  # type: ignore[no-untyped-def]
+    """`row` times `scale` where the draw of its element is below `steps`, else 0."""
+    zero, words = np.float32(0), np.empty(CHUNK // 4, np.uint64)
+    drawn = words.view(np.uint16)
+    for start in range(0, row.size, CHUNK):
+        stop = min(start + CHUNK, row.size)
+        fill_draws(key, start // 4, words)
+        values, part = row[start:stop], out[start:stop]
+        for i in range(stop - start):
+            part[i] = values[i] * scale if drawn[i] < steps else zero
+
+
+@loop
+def sizes(row):  # type: ignore[no-untyped-def]
+    """Σ |x| in float64."""
+    lanes, total = np.empty(LANES, np.float32), 0.0
+    whole = row.size // (16 * LANES) * (16 * LANES)
+    for start in range(0, whole, 16 * LANES):
+        for j in range(LANES):
+            lanes[j] = abs(row[start + j])
+        for part in range(start + LANES, start + 16 * LANES, LANES):
+            for j in range(LANES):
+                lanes[j] += abs(row[part + j])
+        for j in range(LANES):
+            total += np.float64(lanes[j])
+    for i in range(whole, row.size):
+        total += np.float64(abs(row[i]))
+    return total
+
+
+@loop
+def pack(flags, mask):  # type: ignore[no-untyped-def]
+    """1 and 0 in bits: of each `CHUNK` of `flags` the first eighth is in the lowest bits of its bytes, and so on."""
+    mask[:] = 0
+    for start in range(0, flags.size, CHUNK):
+        part = mask[start // 8 : start // 8 + CHUNK // 8]
+        for j in range(8):
+            plane = flags[start + j * part.size : start + (j + 1) * part.size]
+            for i in range(plane.size):
+                part[i] |= np.uint8(plane[i]) << np.uint8(j)
+
+
+@loop
+def only(row, mask, factor, out):  # type: ignore[no-untyped-def]
+    """`row` times `factor` where the packed `mask` has 1, else 0."""
+    zero = np.float32(0)
+    for start in range(0, row.size, CHUNK):
+        bits = mask[start // 8 : start // 8 + CHUNK // 8]
+        for j in range(8):
+            begin, flag = start + j * bits.size, np.uint8(1 << j)
+            values, part = row[begin : begin + bits.size], out[begin : begin + bits.size]
+            for i in range(values.size):
+                part[i] = values[i] * factor if bits[i] & flag else zero
+
+
+@loop
+def between(row, low, high, places, found):  # type: ignore[no-untyped-def]
+    """The places and the bits of the magnitudes of `row` whose bits are in [low, high], as far as there is room for them; how
+    many there are, and how many are above."""
+    inside, above = 0, 0
+    for start in range(0, row.size, CHUNK):
+        bits = row[start : start + CHUNK].view(np.uint32)
+        for i in range(bits.size):
+            above += np.uint32(bits[i] & _MAGNITUDE) > high
+        for i in range(bits.size):
+            magnitude = np.uint32(bits[i] & _MAGNITUDE)
+            if (magnitude >= low) & (magnitude <= high):
+                if inside < places.size:
+                    places[inside] = start + i
+                    found[inside] = magnitude
+                inside += 1
+    return inside, above
+
+
+@loop
+def rank(rows, order):  # type: ignore[no-untyped-def]
+    """For each of `rows` `(rows, n)` the places of its magnitudes in `order`, the largest first and of equal ones the first.
+
+    A bucket sort by the leading digits of the magnitudes below the row's largest one.
+    """
+    count, n = rows.shape
+    width = 1
+    while (1 << width) < n and width < 12:
+        width += 1
+    last, shift = (1 << width) - 1, np.uint32(27 - width)
+    first = np.empty(last + 2, np.int32)
+    digits, magnitudes = np.empty(n, np.int32), np.empty(n, np.uint32)
+    for line in range(count):
+        bits, places = rows[line].view(np.uint32), order[line]
+        largest = np.uint32(0)
+        for i in range(n):
+            magnitudes[i] = bits[i] & _MAGNITUDE
+            largest = max(largest, magnitudes[i])
+        first[:] = 0
+        for i in range(n):
+            digit = min(np.int32((largest - magnitudes[i]) >> shift), np.int32(last))
+            digits[i] = digit
+            first[digit + 1] += 1
+        for b in range(last + 1):
+            first[b + 1] += first[b]
+        for i in range(n):
+            digit = digits[i]
+            places[first[digit]] = i
+            first[digit] += 1
+        start = 0
+        for b in range(last + 1):
+            stop = first[b]
+            if stop - start > 64:
+                keys = np.empty(stop - start, np.uint64)
+                for i in range(start, stop):
+                    keys[i - start] = (np.uint64(largest - magnitudes[places[i]]) << np.uint64(32)) | np.uint64(places[i])
+                keys.sort()
+                for i in range(start, stop):
+                    places[i] = np.int32(keys[i - start] & np.uint64(0xFFFFFFFF))
+            else:
+                for i in range(start + 1, stop):
+                    place = places[i]
+                    magnitude, j = magnitudes[place], i
+                    while j > start and magnitudes[places[j - 1]] < magnitude:
+                        places[j] = places[j - 1]
+                        j -= 1
+                    places[j] = place
+            start = stop
+
+
+@loop
+def _larger(bits, place):  # type: ignore[no-untyped-def]
+    """How many magnitudes are larger than the one at `place`, equal ones before it among them."""
+    magnitude, count = np.uint32(bits[place] & _MAGNITUDE), np.int32(0)
+    for i in range(place):
+        count += np.int32(np.uint32(bits[i] & _MAGNITUDE) >= magnitude)
+    for i in range(place + 1, bits.size):
+        count += np.int32(np.uint32(bits[i] & _MAGNITUDE) > magnitude)
+    return count
+
+
+@loop
+def stays(rows, enough, low, key, out):  # type: ignore[no-untyped-def]
+    """1 where the rank of an element of `rows` `(rows, n)` is below what its draw asks for, else 0; where it is 0, either.
+
+    `enough` holds that rank for draws below `low` (n), for each from `low` on, and for those above (0). Most are told by how
+    many magnitudes of the row have larger leading digits.
+    """
+    count, n = rows.shape
+    width = 1
+    while (1 << width) < n and width < 12:
+        width += 1
+    last, shift, end = np.uint32((1 << width) - 1), np.uint32(27 - width), np.int32(enough.size - 1)
+    larger, digits, unsure = np.empty(np.int64(last) + 2, np.int32), np.empty(n, np.uint16), np.empty(n, np.int32)
+    wanted, order = np.empty(n, np.int32), np.empty((1, n), np.int32)
+    words = np.empty(n // 4 + 2, np.uint64)
+    drawn, before = words.view(np.uint16), np.int32(low - 1)
+    for line in range(count):
+        bits, flags = rows[line].view(np.uint32), out[line]
+        fill_draws(key, line * n // 4, words)
+        skip = line * n % 4
+        largest = np.uint32(0)
+        for i in range(n):
+            magnitude = np.uint32(bits[i] & _MAGNITUDE)
+            largest = magnitude if magnitude > largest else largest
+        for i in range(n):
+            digit = np.uint32(np.uint32(largest - np.uint32(bits[i] & _MAGNITUDE)) >> shift)
+            digits[i] = np.uint16(digit if digit < last else last)
+        larger[:] = 0
+        for i in range(n):
+            larger[digits[i] + 1] += 1
+        for b in range(larger.size - 1):
+            larger[b + 1] += larger[b]
+        many = 0
+        for i in range(n):
+            at = np.int32(np.int32(drawn[skip + i]) - before)
+            at = at if at > 0 else np.int32(0)
+            asked, digit = enough[at if at < end else end], digits[i]
+            stay = larger[digit + 1] <= asked
+            flags[i], wanted[i] = stay, asked
+            unsure[many] = i
+            many += (larger[digit] < asked) & (not stay) & (bits[i] & _MAGNITUDE != 0)
+        if many * 16 <= n + 256:
+            for u in range(many):
+                place = unsure[u]
+                flags[place] = _larger(bits, place) < wanted[place]
+        else:  # crowded digits
+            rank(rows[line : line + 1], order)
+            for r in range(n):
+                flags[order[0, r]] = r < wanted[order[0, r]]
+
+
+@loop
+def variance(stack, scale, out):  # type: ignore[no-untyped-def]
+    """See `hf_merge.methods.sce`: the models' variance but for a factor, and in how many elements it is not 0."""
+    total, squares, differing = np.empty(CHUNK), np.empty(CHUNK), 0
+    models = stack.shape[0]
+    for start in range(0, out.size, CHUNK):
+        size = min(CHUNK, out.size - start)
+        first, part = stack[0, start : start + size], out[start : start + size]
+        for i in range(size):
+            total[i] = 0.0
+            squares[i] = 0.0
+        for k in range(1, models):
+            row = stack[k, start : start + size]
+            for i in range(size):
+                difference = np.float64(row[i]) - np.float64(first[i])
+                total[i] += difference
+                squares[i] += difference * difference
+        for i in range(size):
+            part[i] = np.float32(squares[i] * (models * scale) - total[i] * total[i] * scale)
+        for i in range(size):
+            differing += part[i] != 0
+    return differing
+
+
+def served(values: Tensor) -> Any:
+    """A tensor's numbers as these functions take them; None if they are not float32 on the CPU."""
+    return values.contiguous().numpy() if values.is_cpu and values.dtype is torch.float32 else None
