@@ -38,7 +38,7 @@ from torch import Tensor
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.checkpoints.writer import Shard, ShardFile, TensorSpec, index_json, plan_shards
 from hf_merge.demo.hub.server import LocalHub
-from hf_merge.merging.merger import Merger, merge_tensor, one_torch_thread
+from hf_merge.merging.merger import Merger, merge_into
 from hf_merge.merging.plan import open_inputs, plan
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes import yaml as recipes
@@ -202,17 +202,19 @@ def compare(recipe: dict[str, object], target: str, hub: LocalHub, size: int) ->
     names = [n for n in compiled.jobs if n == EMBEDDING or n == "model.norm.weight" or n.startswith(tuple(layers))]
     assert set(pushed.index.tensors) == set(compiled.jobs)
     merger, elements = Merger(compiled, torch.device("cpu")), 0
-    with one_torch_thread():
-        for name in names:
-            expected = merge_tensor(merger, compiled.jobs[name]).flatten()
-            for start in range(0, len(expected), COMPARED):
-                stop = min(start + COMPARED, len(expected))
-                got = pushed.read(name, start, stop)
-                if got.dtype is not expected.dtype or not torch.equal(
-                    got.view(torch.int16), expected[start:stop].view(torch.int16)
-                ):
-                    sys.exit(f"{name}[{start}:{stop}] of demo/{target} is not what the local files give")
-            elements += len(expected)
+    for name in names:
+        spec = compiled.jobs[name].spec
+        whole = torch.empty(spec.shape, dtype=spec.dtype)
+        merge_into(merger, {name: whole})
+        expected = whole.flatten()
+        for start in range(0, len(expected), COMPARED):
+            stop = min(start + COMPARED, len(expected))
+            got = pushed.read(name, start, stop)
+            if got.dtype is not expected.dtype or not torch.equal(
+                got.view(torch.int16), expected[start:stop].view(torch.int16)
+            ):
+                sys.exit(f"{name}[{start}:{stop}] of demo/{target} is not what the local files give")
+        elements += len(expected)
     norms = sum("norm" in name for name in names)
     print(f"equal, bit for bit      {len(names)} tensors, {elements:,} elements: the embedding, {norms} norms, all of 3 layers")
 

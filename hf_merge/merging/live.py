@@ -12,7 +12,7 @@ from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import align
 from hf_merge.merging.architecture import known_config, model_class, without_bars
-from hf_merge.merging.merger import Merger, merge_tensor, one_torch_thread
+from hf_merge.merging.merger import Merger, merge_into
 from hf_merge.merging.plan import MergePlan, Opened, plan
 from hf_merge.recipes.recipe import Recipe
 
@@ -32,28 +32,35 @@ class LiveModel:
         self._opened, self._align = opened, lru_cache(maxsize=None)(align)
         self.device = device or torch.device("cpu")
         _fetch(opened)
-        compiled, merged = self._merge(recipe)
-        self.model = _build(compiled, merged).eval()
+        compiled = self._plan(recipe)
+        self.model = _build(compiled, self._merged(compiled)).eval()
         self.model.to(device=self.device)
         self._targets = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters(remove_duplicate=False))}
 
     def load(self, recipe: Recipe) -> None:
-        """Replace the model's weights by the merge of `recipe`."""
-        compiled, merged = self._merge(recipe)
-        if not merged.keys() <= self._targets.keys():
+        """Replace the model's weights by the merge of `recipe`. If that fails half way, only the next load makes them whole."""
+        compiled = self._plan(recipe)
+        shapes = {name: job.spec.shape for name, job in compiled.jobs.items()}
+        merged: dict[str, Tensor] = {}
+        if not shapes.keys() <= self._targets.keys():
             # The checkpoint's layout is not the module's (fused experts, renamed modules): transformers converts it.
-            merged = dict(_build(compiled, merged).state_dict())
-        if other := [name for name, tensor in merged.items() if self._targets[name].shape != tensor.shape]:
+            merged = dict(_build(compiled, self._merged(compiled)).state_dict())
+            shapes = {name: tuple(tensor.shape) for name, tensor in merged.items()}
+        if other := [name for name, shape in shapes.items() if self._targets[name].shape != shape]:
             raise MergeError(f"{recipe} makes another model than the one in memory: {other[0]!r} has another shape.")
+        if not merged:
+            merge_into(Merger(compiled, self.device), {name: self._targets[name] for name in shapes})
         with torch.no_grad():
             for name, tensor in merged.items():
                 self._targets[name].copy_(tensor)
 
-    def _merge(self, recipe: Recipe) -> tuple[MergePlan, dict[str, Tensor]]:
-        compiled = plan(recipe, self._opened, align=self._align)
-        merger = Merger(compiled, self.device)
-        with one_torch_thread():
-            return compiled, {name: merge_tensor(merger, job) for name, job in compiled.jobs.items()}
+    def _plan(self, recipe: Recipe) -> MergePlan:
+        return plan(recipe, self._opened, align=self._align)
+
+    def _merged(self, compiled: MergePlan) -> dict[str, Tensor]:
+        tensors = {name: torch.empty(job.spec.shape, dtype=job.spec.dtype) for name, job in compiled.jobs.items()}
+        merge_into(Merger(compiled, self.device), tensors)
+        return tensors
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_merge.checkpoints.source import Held, Source
 from hf_merge.errors import MergeError
-from hf_merge.merging.plan import MergePlan, TensorJob
+from hf_merge.merging.plan import THREADS, MergePlan, TensorJob
 from hf_merge.tensors.precision import mix, narrow, widen
 from hf_merge.tensors.rng import Draws
 
@@ -233,15 +233,24 @@ def one_torch_thread() -> Iterator[None]:
         _malloc_trim(0)
 
 
-def merge_tensor(merger: Merger, job: TensorJob) -> Tensor:
-    """A job's whole tensor in memory."""
-    result = torch.empty(job.elements, dtype=job.spec.dtype)
+def merge_into(merger: Merger, tensors: Mapping[str, Tensor]) -> None:
+    """Merge the jobs of these names into contiguous tensors in memory, on several threads and the largest pieces first."""
+    pieces = sorted((p for name in tensors for p in pieces_of(merger.plan.jobs[name])), key=lambda p: p.start - p.stop)
+    with (
+        one_torch_thread(),
+        torch.no_grad(),
+        ThreadPoolExecutor(THREADS, "merge", initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        list(pool.map(lambda piece: _merge_piece(merger, piece, tensors[piece.job.name]), pieces))
+
+
+def _merge_piece(merger: Merger, piece: Piece, tensor: Tensor) -> None:
+    flat = tensor.detach().view(-1)
 
     def write(start: int, values: Tensor) -> None:
-        result[start : start + len(values)] = values
+        flat[start : start + len(values)].copy_(values)
 
-    merger.merge(Piece(job, 0, job.elements), write)
-    return result.reshape(job.spec.shape)
+    merger.merge(piece, write)
 
 
 def pieces_of(job: TensorJob) -> Iterator[Piece]:
