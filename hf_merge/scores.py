@@ -19,6 +19,8 @@ class Score:
     `outcomes` `(examples,)` holds each row's own result (1/0 for right/wrong, or a row's share of the metric), NaN-free.
     `replicates` `(B,)` are bootstrap values of the metric: replicate b of any model on the same rows uses the same
     resampled rows, so differences of replicates are paired comparisons.
+    `rows` `(examples,)` is there for a partial score only: the positions in the dataset that `outcomes` belong to. A score
+    without it stands for the whole split.
     """
 
     value: float
@@ -26,6 +28,7 @@ class Score:
     seconds: float = 0.0
     outcomes: NDArray[np.float32] | None = field(default=None, repr=False)
     replicates: NDArray[np.float64] | None = field(default=None, repr=False)
+    rows: NDArray[np.int64] | None = field(default=None, repr=False)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -37,6 +40,7 @@ class Score:
 
 
 Scores = Mapping[str, Score]
+_ARRAYS = ("outcomes", "replicates", "rows")
 
 
 def save_scores(path: Path, scores: Scores) -> None:
@@ -44,7 +48,7 @@ def save_scores(path: Path, scores: Scores) -> None:
     arrays: dict[str, NDArray[Any]] = {"names": np.array(list(scores))}
     for i, score in enumerate(scores.values()):
         arrays[f"{i}.numbers"] = np.array([score.value, score.examples, score.seconds])
-        for part in ("outcomes", "replicates"):
+        for part in _ARRAYS:
             if (values := getattr(score, part)) is not None:
                 arrays[f"{i}.{part}"] = values
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +66,6 @@ def load_scores(path: Path) -> dict[str, Score]:
         found = {}
         for i, name in enumerate(arrays["names"].tolist()):
             value, examples, seconds = arrays[f"{i}.numbers"].tolist()
-            parts = {part: arrays[f"{i}.{part}"] for part in ("outcomes", "replicates") if f"{i}.{part}" in arrays}
+            parts = {part: arrays[f"{i}.{part}"] for part in _ARRAYS if f"{i}.{part}" in arrays}
             found[name] = Score(value=value, examples=int(examples), seconds=seconds, **parts)
         return found

@@ -13,7 +13,9 @@ from huggingface_hub import is_offline_mode
 from numpy.typing import ArrayLike, NDArray
 
 from hf_merge.errors import EvaluationError, unknown
-from hf_merge.evaluation.metrics import METRICS, Floats, SummedMetric, Values, plain
+from hf_merge.evaluation.metrics.summed import Floats, SummedMetric, Values
+from hf_merge.evaluation.metrics.table import METRICS
+from hf_merge.evaluation.metrics.texts import plain
 from hf_merge.evaluation.objective import Objective
 from hf_merge.scores import Score
 

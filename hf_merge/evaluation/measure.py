@@ -2,55 +2,40 @@
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_merge.errors import EvaluationError, unknown
+from hf_merge.evaluation.lm_eval import Harness
 from hf_merge.evaluation.loaded_metric import LoadedMetric, load_metric
-from hf_merge.evaluation.metrics import Values
-from hf_merge.evaluation.objective import LANGUAGE_MODELING, TEXT_CLASSIFICATION, TEXT_GENERATION, Objective
-from hf_merge.evaluation.predict import (
-    LanguageModeling,
-    Runner,
-    TextClassification,
-    TextGeneration,
-    Tokens,
-    hits,
-    negative_log_likelihood,
-)
-from hf_merge.evaluation.rows import SEARCH, SPLITS, Rows, class_ids, load_rows
+from hf_merge.evaluation.metrics.summed import Values
+from hf_merge.evaluation.named_test import searches_test_data, warn_of_test_data
+from hf_merge.evaluation.objective import Objective
+from hf_merge.evaluation.reader import Part, Reader, label_names
+from hf_merge.evaluation.rounds import SHARES, PartialRun
+from hf_merge.evaluation.rows import SEARCH, SPLITS, load_rows
+from hf_merge.evaluation.runners.probes import PROBES
+from hf_merge.evaluation.runners.table import RUNNERS
+from hf_merge.evaluation.tasks import LM_EVAL, NONE, TASKS
 from hf_merge.scores import Score
-
-_LONGEST = 2048  # tokens of a row, unless an objective says more
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Part:
-    """One split of one objective, ready to run."""
-
-    label: str
-    runner: Runner
-    references: Values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
+    """An objective with its splits, ready to run; one without data has neither splits nor a metric, only a probe."""
+
     objective: Objective
-    metric: LoadedMetric
-    labels: tuple[str, ...]
-    max_length: int
-    parts: Mapping[str, _Part]
     digest: str
+    metric: LoadedMetric | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -58,8 +43,10 @@ class Evaluator:
 
     Args:
         objectives: with distinct names.
-        tokenizer: of the models that will be measured.
-        config: of those models: it names their labels, their longest input and their padding token.
+        config: of the models that will be measured: it names their labels, their longest input and their padding token.
+        tokenizer: of those models; None if no objective has texts.
+        processor: of those models' images; None if no objective has images.
+        pooling: how those models make one vector of a text's tokens, "mean", "cls" or "last" (`stated_pooling`).
         seed: of the bootstrap.
         device: where models run; None takes accelerate's choice. A model elsewhere is moved there, as `model.to` does, unless
             accelerate has spread it over several devices.
@@ -73,15 +60,18 @@ class Evaluator:
         self,
         objectives: Iterable[Objective],
         *,
-        tokenizer: PreTrainedTokenizerBase,
         config: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        processor: BaseImageProcessor | None = None,
+        pooling: str = "mean",
         seed: int = 0,
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> None:
         self.objectives = tuple(objectives)
         self.device = torch.device(device) if device is not None else PartialState().device
-        self._tokenizer, self._config, self._seed, self._progress = tokenizer, config, seed, progress
+        self._seed = seed
+        self._reader = Reader(config=config, tokenizer=tokenizer, processor=processor, pooling=pooling, progress=progress)
         wrong = list(_wrong_names(self.objectives))
         prepared = []
         for objective in self.objectives:
@@ -110,7 +100,14 @@ class Evaluator:
         """Each objective as plain facts for a card; `rows` counts what is scored."""
         return [_facts(prepared) for prepared in self._prepared]
 
-    def measure(self, model: PreTrainedModel, split: str = SEARCH, *, replicates: int = 0) -> dict[str, Score]:
+    def measure(
+        self,
+        model: PreTrainedModel,
+        split: str = SEARCH,
+        *,
+        replicates: int = 0,
+        facts: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[str, Score]:
         """The model's scores by the objectives' names.
 
         Args:
@@ -119,130 +116,106 @@ class Evaluator:
             split: "search" or "held_out".
             replicates: bootstrap values of each metric. Replicate b draws the same rows for every model, so that differences
                 of replicates are paired. At most 200 for a metric that is not hf_merge's own: each is a whole computation.
+            facts: what is known of the model from how it was made; the metric delta_norm takes `delta_norm` from it.
 
         Returns:
-            Scores with outcomes: 1 or 0 for a class or a text that is right or wrong; the row's chrF; its mean negative
-            log-likelihood in nats (perplexity); its share of right tokens. Outcomes stand in the dataset's order.
+            Scores with outcomes: 1 or 0 for a class, a choice or a text that is right or wrong; the row's chrF, ROUGE, nDCG or
+            recall; its mean negative log-likelihood in nats (perplexity); its share of right tokens or tags, its entities' F1;
+            its part of a correlation. Outcomes stand in the dataset's order. An objective without data has none, and the same
+            value on either split.
 
         Raises:
             EvaluationError: the model does not fit the objectives, gives NaN, or a metric fails or is not finite.
         """
+        self._take(model, split)
+        return {prepared.objective.name: self._score(prepared, model, split, replicates, facts) for prepared in self._prepared}
+
+    def rounds(
+        self,
+        model: PreTrainedModel,
+        split: str = SEARCH,
+        *,
+        shares: Sequence[float] = SHARES,
+        facts: Mapping[str, float] = MappingProxyType({}),
+    ) -> Iterator[dict[str, Score]]:
+        """The model's scores on growing parts of the rows, each holding the one before it; the last is on all of them.
+
+        The parts are the same for every model: their rows follow `race_order` with the evaluator's seed. A round runs only the
+        rows that are new to it, so all rounds together cost what `measure` does, but for batches that are filled less evenly.
+
+        Args:
+            model, split, facts: as in `measure`. The model must not change until the last round.
+            shares: of the rows, rising, in the rounds before the last.
+
+        Yields:
+            Scores whose `rows` say which rows their outcomes belong to. An objective whose metric is undefined on so few rows
+            is missing in that round. An objective without data, or whose rows cannot be run apart, is whole (`rows` is None)
+            from the first round on. The last round's scores are those of `measure`; what a model computes in floating point
+            may differ in the last bits, as it does between batch sizes.
+
+        Raises:
+            EvaluationError: as in `measure`.
+        """
+        self._take(model, split)
+        runs = {p.objective.name: PartialRun(p.parts[split], p.metric, self._seed) for p in self._prepared if p.metric}
+        fixed = {p.objective.name: self._score(p, model, split, 0, facts) for p in self._prepared if not p.metric}
+        for share in (*shares, 1.0):
+            scores = fixed | {name: _partial(name, run, model, share) for name, run in runs.items()}
+            yield {name: score for name in self.directions if (score := scores[name]) is not None}
+
+    def _take(self, model: PreTrainedModel, split: str) -> None:
+        """Makes the model ready to be measured. Raises `EvaluationError` for one, or for a split, that does not fit."""
         if split not in SPLITS:
             raise EvaluationError(unknown("split", split, SPLITS))
         self._refuse_other(model)
         if model.device != self.device and getattr(model, "hf_device_map", None) is None:
             model.to(self.device)  # type: ignore[arg-type]
-        return {prepared.objective.name: self._score(prepared, model, split, replicates) for prepared in self._prepared}
 
-    def _score(self, prepared: _Prepared, model: PreTrainedModel, split: str, replicates: int) -> Score:
-        start, part, name = time.perf_counter(), prepared.parts[split], prepared.objective.name
-        drawn_by = hashlib.sha256(f"{split} {name}".encode()).digest()[:16]
-        try:
-            predictions = part.runner(model)
-            score = prepared.metric.measure(predictions, part.references, replicates=replicates, seed=[self._seed, *drawn_by])
-        except EvaluationError as error:
-            raise EvaluationError(f"Objective {name!r} on {part.label}: {error}") from error
+    def _score(
+        self, prepared: _Prepared, model: PreTrainedModel, split: str, replicates: int, facts: Mapping[str, float]
+    ) -> Score:
+        start, name = time.perf_counter(), prepared.objective.name
+        if prepared.metric is None:
+            score = _probe(prepared.objective, model, facts)
+        else:
+            part = prepared.parts[split]
+            drawn_by = hashlib.sha256(f"{split} {name}".encode()).digest()[:16]
+            try:
+                predictions = part.runner(model)
+                seed = [self._seed, *drawn_by]
+                score = prepared.metric.measure(predictions, part.references, replicates=replicates, seed=seed)
+            except EvaluationError as error:
+                raise EvaluationError(f"Objective {name!r} on {part.label}: {error}") from error
         return replace(score, seconds=time.perf_counter() - start)
 
     def _refuse_other(self, model: PreTrainedModel) -> None:
-        classifies = any(prepared.objective.task == TEXT_CLASSIFICATION for prepared in self._prepared)
-        if classifies and _label_names(model.config) != _label_names(self._config):
+        classifies = any("labels" in TASKS[prepared.objective.task].options for prepared in self._prepared)
+        if classifies and label_names(model.config) != label_names(self._reader.config):
             raise EvaluationError(
-                f"The model's labels are {', '.join(_label_names(model.config))}, and the evaluator was made for a model "
-                f"with the labels {', '.join(_label_names(self._config))}."
+                f"The model's labels are {', '.join(label_names(model.config))}, and the evaluator was made for a model "
+                f"with the labels {', '.join(label_names(self._reader.config))}."
             )
 
     def _prepare(self, objective: Objective) -> _Prepared:
-        if self._config.is_encoder_decoder and objective.task == LANGUAGE_MODELING:
-            raise EvaluationError("language-modeling needs a causal model, and this one has an encoder and a decoder.")
-        metric = load_metric(objective)
-        names, classes, positional = self._labels(objective)
-        max_length = self._max_length(objective)
-        rows = load_rows(objective)
-        digest = hashlib.sha256(json.dumps(_settings(objective, metric, names), sort_keys=True, default=repr).encode())
-        parts = {}
-        for split, part in rows.items():
-            tokens = self._tokenize(objective, part, max_length)
-            references: Values
-            if objective.task == TEXT_CLASSIFICATION:
-                references = class_ids(part, names, positional=positional)
-            elif objective.task == LANGUAGE_MODELING:
-                references = (tokens.lengths - 1).astype(np.float64)
-            else:
-                references = list(part.targets or ())
-            if objective.task != LANGUAGE_MODELING:
-                _rehearse(metric, references)
-            runner = self._runner(objective, tokens, classes)
-            parts[split] = _Part(label=part.label, runner=runner, references=references)
-            _digest_rows(digest, tokens, references)
-        return _Prepared(
-            objective=objective, metric=metric, labels=names, max_length=max_length, parts=parts, digest=digest.hexdigest()
-        )
-
-    def _labels(self, objective: Objective) -> tuple[tuple[str, ...], tuple[int, ...], bool]:
-        """The labels among which a class is chosen, their numbers in the model's head, and whether order alone may match."""
-        if objective.task != TEXT_CLASSIFICATION:
-            return (), (), False
-        own = _label_names(self._config)
-        if len(own) < 2:
-            raise EvaluationError(f"text-classification needs a head with at least two labels; the model has {', '.join(own)}.")
-        if objective.labels is None:
-            return own, tuple(range(len(own))), all(_PLACEHOLDER.fullmatch(name) for name in own)
-        wrong = [unknown("label", name, own) for name in objective.labels if name not in own]
-        if wrong:
-            raise EvaluationError("\n".join(wrong))
-        return objective.labels, tuple(own.index(name) for name in objective.labels), True
-
-    def _max_length(self, objective: Objective) -> int:
-        text = self._config.get_text_config()
-        most = min(getattr(text, "max_position_embeddings", None) or 10**9, self._tokenizer.model_max_length)
-        if objective.task == TEXT_GENERATION and not self._config.is_encoder_decoder:
-            most -= objective.max_new_tokens
-            if most < 1:
-                raise EvaluationError(f"max_new_tokens={objective.max_new_tokens} leaves no room for a prompt in this model.")
-        if objective.max_length is not None and objective.max_length > most:
-            raise EvaluationError(f"max_length={objective.max_length} is more than the {most} tokens that this model can take.")
-        return objective.max_length or min(most, _LONGEST)
-
-    def _tokenize(self, objective: Objective, rows: Rows, max_length: int) -> Tokens:
-        paired = len(rows.inputs) == 2
-        whole = objective.task == TEXT_GENERATION and not self._config.is_encoder_decoder
-        cutting = {} if whole else {"truncation": True, "max_length": max_length}
-        encoded = self._tokenizer(
-            *(list(texts) for texts in rows.inputs), return_attention_mask=False, verbose=False, **cutting
-        )
-        # A prompt's end is what is continued, so its start gives way.
-        ids = tuple(np.array(row[-max_length:], dtype=np.int64) for row in encoded["input_ids"])
-        if objective.task == LANGUAGE_MODELING:
-            ids = tuple(row for row in ids if len(row) > 1)
-        empty = [i for i, row in enumerate(ids) if not len(row)]
-        if empty or not ids:
-            example = f"row {empty[0]}, {rows.inputs[0][empty[0]]!r}, has no tokens" if empty else "no row has two tokens"
-            raise EvaluationError(f"{rows.label}: {example}, so there is nothing to predict. Remove such rows.")
-        size = getattr(self._config.get_text_config(), "vocab_size", None)
-        if size is not None and (largest := max(int(row.max()) for row in ids)) >= size:
-            raise EvaluationError(f"The tokenizer gives the token {largest}, and the model knows {size}: they do not fit.")
-        types = encoded.get("token_type_ids") if paired else None
-        return Tokens(ids=ids, types=None if types is None else tuple(np.array(row, dtype=np.int64) for row in types))
-
-    def _runner(self, objective: Objective, tokens: Tokens, classes: Sequence[int]) -> Runner:
-        text = self._config.get_text_config()
-        own = getattr(text, "pad_token_id", None)
-        shared = {"batch_size": objective.batch_size, "progress": self._progress}
-        if objective.task == TEXT_CLASSIFICATION:
-            return TextClassification(tokens, classes=classes, pad_id=own, **shared)
-        if objective.task == LANGUAGE_MODELING:
-            count = negative_log_likelihood if objective.metric == "perplexity" else hits
-            return LanguageModeling(tokens, count=count, pad_id=own or 0, logits=text.vocab_size, **shared)
-        found = [self._tokenizer.pad_token_id, own, self._tokenizer.eos_token_id, 0]
-        return TextGeneration(
-            tokens,
-            tokenizer=self._tokenizer,
-            max_new_tokens=objective.max_new_tokens,
-            pad_id=next(value for value in found if value is not None),
-            left=not self._config.is_encoder_decoder,
-            **shared,
-        )
+        self._reader.check(objective)
+        if objective.task == NONE:
+            return _Prepared(objective=objective, digest=hashlib.sha256(repr(_identity(objective)).encode()).hexdigest())
+        if objective.task == LM_EVAL:
+            harness = Harness(objective)
+            metric, parts = harness.metric, {split: harness.part(split, self._reader) for split in SPLITS}
+        else:
+            metric, prepare = load_metric(objective), RUNNERS[objective.task]
+            parts = {split: prepare(objective, rows, self._reader) for split, rows in load_rows(objective).items()}
+        warn_of_test_data(objective, parts[SEARCH].label)
+        settings = _settings(objective, metric, parts[SEARCH], self._reader)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
+        for part in parts.values():
+            if not TASKS[objective.task].own_metrics:
+                _rehearse(metric, part.references)
+            for values in part.runner.arrays():
+                digest.update(np.ascontiguousarray(values).tobytes())
+            digest.update(_bytes(part.references))
+        return _Prepared(objective=objective, metric=metric, parts=parts, digest=digest.hexdigest())
 
 
 def _wrong_names(objectives: Sequence[Objective]) -> Iterable[str]:
@@ -254,38 +227,54 @@ def _wrong_names(objectives: Sequence[Objective]) -> Iterable[str]:
         yield f"Objectives need distinct names, and these stand for several: {', '.join(map(repr, repeated))}."
 
 
-def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    return tuple(str(name) for _, name in sorted((config.id2label or {}).items(), key=lambda item: int(item[0])))
-
-
 def _rehearse(metric: LoadedMetric, references: Values) -> None:
     """Perfect predictions: whether the metric takes such values and arguments shows before a model has run."""
     metric.number(references, references)
 
 
-def _settings(objective: Objective, metric: LoadedMetric, labels: Sequence[str]) -> list[Any]:
-    generation = [objective.max_new_tokens] if objective.task == TEXT_GENERATION else []
-    arguments = sorted(metric.arguments.items())
+def _partial(name: str, run: PartialRun, model: PreTrainedModel, share: float) -> Score | None:
+    try:
+        return run.upto(model, share)
+    except EvaluationError as error:
+        raise EvaluationError(f"Objective {name!r} on {run.part.label}: {error}") from error
+
+
+def _probe(objective: Objective, model: PreTrainedModel, facts: Mapping[str, float]) -> Score:
+    try:
+        value = PROBES[objective.metric](model, facts)
+    except EvaluationError as error:
+        raise EvaluationError(f"Objective {objective.name!r}: {error}") from error
+    return Score(value=value, examples=0)
+
+
+def _identity(objective: Objective) -> list[Any]:
+    return [objective.name, objective.task, objective.direction, objective.metric_name]
+
+
+def _settings(objective: Objective, metric: LoadedMetric, part: Part, reader: Reader) -> list[Any]:
+    """What a score depends on besides rows and right answers."""
+    options = TASKS[objective.task].options
     return [
-        objective.name,
-        objective.task,
-        objective.direction,
+        *_identity(objective)[:3],
         metric.identity,
         metric.key,
-        arguments,
-        list(labels),
-        generation,
+        sorted(metric.arguments.items()),
+        list(part.labels),
+        [objective.max_new_tokens] if "max_new_tokens" in options else [],
+        [objective.pooling or reader.pooling] if "pooling" in options else [],
     ]
 
 
-def _digest_rows(digest: Any, tokens: Tokens, references: Values) -> None:
-    for values in (tokens.lengths, *tokens.ids, *(tokens.types or ())):
-        digest.update(values.tobytes())
-    digest.update(references.tobytes() if isinstance(references, np.ndarray) else json.dumps(references).encode())
+def _bytes(references: Values) -> bytes:
+    return references.tobytes() if isinstance(references, np.ndarray) else json.dumps(references).encode()
 
 
 def _facts(prepared: _Prepared) -> dict[str, Any]:
     objective, metric = prepared.objective, prepared.metric
+    if metric is None:
+        described = {"name": objective.name, "metric": objective.metric, "direction": objective.direction}
+        return {**described, "implementation": f"hf_merge {objective.metric}"}
+    part = prepared.parts[SEARCH]
     return {
         "name": objective.name,
         "task": objective.task,
@@ -297,10 +286,11 @@ def _facts(prepared: _Prepared) -> dict[str, Any]:
         "dataset": objective.dataset_label,
         "config": objective.config,
         "revision": objective.revision,
-        "split": prepared.parts[SEARCH].label,
+        "split": part.label,
+        "searched_on_test": searches_test_data(objective, part.label),
         "held_out": prepared.parts["held_out"].label,
         **{f"rows_{split}": len(part.references) for split, part in prepared.parts.items()},
-        "labels": list(prepared.labels),
-        "max_length": prepared.max_length,
-        "max_new_tokens": objective.max_new_tokens if objective.task == TEXT_GENERATION else None,
+        "labels": list(part.labels),
+        "max_length": part.max_length,
+        "max_new_tokens": objective.max_new_tokens if "max_new_tokens" in TASKS[objective.task].options else None,
     }

@@ -9,18 +9,11 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from hf_merge.errors import EvaluationError, unknown
+from hf_merge.evaluation.tasks import CODE_GENERATION, LM_EVAL, LOWER_IS_BETTER, NEEDS_LEAVE, NONE, TASKS, TEXT_CLASSIFICATION
 from hf_merge.scores import MAXIMIZE, MINIMIZE
 
-TEXT_CLASSIFICATION, LANGUAGE_MODELING, TEXT_GENERATION = "text-classification", "language-modeling", "text-generation"
-# The metrics that hf_merge ships, by task; the first is the task's default. Apart from their code, whose import takes seconds.
-BUILT_IN: Mapping[str, tuple[str, ...]] = {
-    TEXT_CLASSIFICATION: ("accuracy", "f1", "matthews"),
-    LANGUAGE_MODELING: ("perplexity", "token_accuracy"),
-    TEXT_GENERATION: ("exact_match", "chrf"),
-}
-_LOWER_IS_BETTER = frozenset(
-    ("perplexity", "loss", "wer", "cer", "ter", "mse", "mae", "rmse", "mape", "smape", "mase", "brier_score")
-)
+HARNESS_ARGUMENTS = ("num_fewshot", "filter", "chat_template", "system_instruction", "fewshot_as_multiturn")
+_POOLING = ("mean", "cls", "last")
 _POSITIVE = ("max_new_tokens", "max_length", "batch_size", "limit")
 
 
@@ -32,13 +25,24 @@ class Objective:
         name: what tables, plots and cards call it; different for every objective of a study.
         dataset: a `Dataset` or `DatasetDict`, a Hub id, a local .json/.jsonl/.csv/.tsv/.parquet file, or a folder of such
             files (each named after its split) or one written by `save_to_disk`.
-        task: "text-classification", "language-modeling" (a causal model predicts each next token of the input;
-            rows with fewer than two tokens are left out) or "text-generation" (the greedy continuation of the input is compared
-            with the target).
-        metric: None for the task's own (accuracy, perplexity, exact_match); the name of a metric of hf_merge (`BUILT_IN`);
+        task: one of `hf_merge.evaluation.tasks.TASKS`:
+            - "text-classification", "image-classification": the class of a row;
+            - "token-classification": the tag of each of a list of words (that of the word's first token);
+            - "language-modeling": a causal model predicts each next token of the input (rows with fewer than two tokens are
+              left out); "fill-mask": a masked model predicts 15 % of its tokens, which a hash of the text chooses;
+            - "text-generation": the greedy continuation of the input, or the answer of an encoder-decoder;
+            - "multiple-choice": the likeliest of a row's `choices` after the input;
+            - "sentence-similarity": the cosine of two texts' embeddings; "text-retrieval": the documents nearest to a query;
+            - "code-generation": the program that follows the input, which passes its tests or does not (pass@k; `k`, `seconds`
+              and `memory` of a program are `metric_arguments`);
+            - "lm-eval": a task of lm-evaluation-harness (see `from_lm_eval`);
+            - "none": no data: the metrics size (parameters), delta_norm (sum of absolute differences from the base) and
+              latency (seconds a generated token, or a row; measured, so noisy).
+        metric: None for the task's own (the first of its `metrics` in `TASKS`); the name of a metric of hf_merge;
             an `evaluate` module (instance); a callable `(predictions=, references=)` that returns a number or a dict; the
-            path of a metric script; or the Hub name of one. A classification metric gets whole numbers: positions in
-            `labels`, or else in the model's own list of labels. A generation metric gets texts.
+            path of a metric script; or the Hub name of one. A metric of classes or choices gets whole numbers: positions in
+            `labels`, or else in the model's own list of labels, or among the choices. One of tags gets lists of names, one of
+            generated texts texts, one of similarity numbers, one of retrieval lists of documents' names.
         metric_key: which number of a metric's result is the score; needed when there are several.
         metric_arguments: further keyword arguments for the metric's `compute`.
         direction: "maximize" or "minimize"; None takes the metric's own where it is known, else "maximize".
@@ -47,21 +51,31 @@ class Objective:
             each row's input sets aside. None takes the split "held_out" or "test", whichever comes first, else 0.5.
         config: the dataset's configuration, as `load_dataset` takes it.
         revision: the dataset's commit or branch on the Hub.
-        input: the column that the model reads; for classification also a pair of columns.
-        target: the column with the right answer; not used by language-modeling. Classes are the names of labels, or numbers
-            (a `ClassLabel`'s names if the model knows them, else positions in `labels` or in the model's labels).
+        input: the column that the model reads; a pair of columns for sentence-similarity, one or two for text-classification.
+        target: the column with the right answer; not used by language-modeling and fill-mask. Classes and tags are the names of
+            labels, or numbers (a `ClassLabel`'s names if the model knows them, else positions in `labels` or in the model's
+            labels); the right choice is its position, label, letter or text; relevant documents are one name or a list.
         labels: the only labels among which a class is chosen, for a model whose one head serves several tasks.
-        prompt: for generation, a template such as "Question: {question} Answer:" over the columns; None is the input alone.
+        choices: for multiple-choice, the column with each row's choices: a list of texts, or lists of `text` and `label`.
+        corpus: for text-retrieval, the documents: a dataset as above with the columns `id` and `text`. None: the targets are
+            texts, and the documents are all targets of the split.
+        pooling: for embeddings, "mean", "cls" or "last"; None is what the model's checkpoint asks for, else "mean".
+        prompt: for generation and multiple-choice, a template such as "Question: {question} Answer:" over the columns; None is
+            the input alone.
         max_new_tokens: of a generated continuation.
         max_length: tokens of a row, longer rows are cut (generation keeps a prompt's end). None: what model and tokenizer
             can take, at most 2048.
         batch_size: the most rows that run at once; fewer if rows are long or memory is short. Scores do not depend on it.
         limit: the most rows of either split; which ones stay is decided by a hash of the input.
+        task_arguments: of code-generation and lm-eval. For code: `program`, a template over the columns and `{completion}` that
+            is run (None is the input, the completion, and the target on a line of its own); `samples` of each prompt (k unless
+            given; one is greedy, several are drawn); their `temperature` (0.8); `stops`, texts before which a completion ends.
+        allow_code_execution: allows code-generation to run what models write, in a sandbox (`hf_merge.evaluation.code`).
         trust_metric_code: allows a metric from the Hub, which is downloaded Python that runs on this machine.
     """
 
     name: str
-    dataset: Dataset | DatasetDict | str | Path = field(repr=False)
+    dataset: Dataset | DatasetDict | str | Path | None = field(default=None, repr=False)
     task: str = TEXT_CLASSIFICATION
     metric: Any = None
     metric_key: str | None = None
@@ -74,18 +88,40 @@ class Objective:
     input: str | tuple[str, ...] = "text"
     target: str = "label"
     labels: tuple[str, ...] | None = None
+    choices: str = "choices"
+    corpus: Dataset | DatasetDict | str | Path | None = field(default=None, repr=False)
+    pooling: str | None = None
     prompt: str | None = None
     max_new_tokens: int = 64
     max_length: int | None = None
     batch_size: int = 256
     limit: int | None = None
+    task_arguments: Mapping[str, Any] = field(default_factory=dict)
+    allow_code_execution: bool = False
     trust_metric_code: bool = False
 
+    @classmethod
+    def from_lm_eval(cls, task: str | Path, *, name: str | None = None, **settings: Any) -> "Objective":
+        """A task of lm-evaluation-harness (extra `lm-eval`), measured by the harness itself on the model in memory.
+
+        Args:
+            task: one of the harness's own, such as "gsm8k", or the path of a task's .yaml file.
+            name: of the objective; the task's unless given.
+            settings: `num_fewshot`, `filter` (which of the task's reads the answers), `chat_template` (True uses it),
+                `system_instruction`, `fewshot_as_multiturn`; and of the fields above `metric` (one of the task's; None is its
+                first), `direction`, `split` and `held_out` (splits of the task's dataset, or a share of the one that the
+                harness evaluates, as a hash of the question deals it out), `limit`, `batch_size` and `max_length`.
+        """
+        arguments = {key: settings.pop(key) for key in HARNESS_ARGUMENTS if key in settings}
+        return cls(name=name or Path(task).stem, dataset=task, task=LM_EVAL, task_arguments=arguments, **settings)
+
     def __post_init__(self) -> None:
-        if self.metric is None and self.task in BUILT_IN:
-            self._set("metric", BUILT_IN[self.task][0])
+        if self.metric is None and self.task in TASKS and TASKS[self.task].metrics:
+            self._set("metric", TASKS[self.task].metrics[0])
+        if self.task == CODE_GENERATION and self.allow_code_execution is True:
+            self._set("metric_arguments", {**self.metric_arguments, "allow_code_execution": True})
         if self.direction is None:
-            self._set("direction", MINIMIZE if {self.metric_name, self.metric_key} & _LOWER_IS_BETTER else MAXIMIZE)
+            self._set("direction", MINIMIZE if {self.metric_name, self.metric_key} & LOWER_IS_BETTER else MAXIMIZE)
         if isinstance(self.input, list):
             self._set("input", tuple(self.input))
         if isinstance(self.labels, list):
@@ -100,8 +136,8 @@ class Objective:
     def _wrong_task(self) -> Iterable[str]:
         if not isinstance(self.name, str) or not self.name.strip():
             yield f"`name` is a non-empty text, got {self.name!r}."
-        if self.task not in BUILT_IN:
-            yield unknown("task", self.task, BUILT_IN)
+        if self.task not in TASKS:
+            yield unknown("task", self.task, TASKS)
         if self.direction not in (MAXIMIZE, MINIMIZE):
             yield unknown("direction", self.direction, (MAXIMIZE, MINIMIZE))
         for name in _POSITIVE:
@@ -109,15 +145,24 @@ class Objective:
             optional = name in ("max_length", "limit")
             if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 yield f"`{name}` is a positive whole number{' or None' if optional else ''}, got {value!r}."
+        if self.task == CODE_GENERATION and self.metric_arguments.get("allow_code_execution") is not True:
+            yield NEEDS_LEAVE
+        yield from self._wrong_options()
+
+    def _wrong_options(self) -> Iterable[str]:
+        for name in ("labels", "corpus", "pooling", "prompt", "task_arguments"):
+            if getattr(self, name) not in (None, {}) and self.task in TASKS and name not in TASKS[self.task].options:
+                belongs = " and ".join(task for task in TASKS if name in TASKS[task].options)
+                yield f"`{name}` belongs to {belongs}, and the task is {self.task!r}."
         if self.labels is not None:
-            if self.task != TEXT_CLASSIFICATION:
-                yield f"`labels` belong to text-classification, and the task is {self.task!r}."
             if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
                 yield f"`labels` is a list of names, got {self.labels!r}."
             elif len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
                 yield f"`labels` holds at least two names, each once, got {self.labels!r}."
-        if self.prompt is not None and self.task != TEXT_GENERATION:
-            yield f"`prompt` belongs to text-generation, and the task is {self.task!r}."
+        if self.corpus is not None and not isinstance(self.corpus, Dataset | DatasetDict | str | Path):
+            yield f"`corpus` is a Dataset, a DatasetDict, a Hub id or a path, got {type(self.corpus).__name__}."
+        if self.pooling not in (None, *_POOLING):
+            yield unknown("pooling", self.pooling, _POOLING)
 
     def _wrong_metric(self) -> Iterable[str]:
         if not isinstance(self.metric_arguments, Mapping):
@@ -125,11 +170,15 @@ class Objective:
         if isinstance(self.metric, type):
             yield f"`metric` is the class {self.metric.__name__}; give an instance, {self.metric.__name__}()."
             return
-        if self.task in BUILT_IN and self.metric not in BUILT_IN[self.task]:
-            if self.task == LANGUAGE_MODELING:
-                yield f"language-modeling is scored by {' or '.join(BUILT_IN[self.task])}, got the metric {self.metric_name!r}."
-            elif task := next((task for task, names in BUILT_IN.items() if self.metric in names), None):
-                yield f"{self.metric!r} scores {task}; the task {self.task!r} is scored by {', '.join(BUILT_IN[self.task])}."
+        if self.task == LM_EVAL:
+            if not isinstance(self.metric, str | None):
+                yield f"`metric` of a task of lm-evaluation-harness is the name of one of its own, got {self.metric!r}."
+            return
+        if self.task in TASKS and self.metric not in (own := TASKS[self.task].metrics):
+            if TASKS[self.task].own_metrics:
+                yield f"{self.task} is scored by {' or '.join(own)}, got the metric {self.metric_name!r}."
+            elif task := next((task for task in TASKS if self.metric in TASKS[task].metrics), None):
+                yield f"{self.metric!r} scores {task}; the task {self.task!r} is scored by {', '.join(own)}."
             elif (path := self.metric_path) is not None:
                 if not path.exists():
                     yield f"the metric script {str(self.metric)!r} does not exist."
@@ -138,11 +187,17 @@ class Objective:
                     yield f"`metric` is a name, a path, an evaluate module or a callable, got {self.metric!r}."
             elif not self.trust_metric_code:
                 yield (
-                    f"{unknown('metric', self.metric, BUILT_IN[self.task])} A metric of that name on the Hub is downloaded "
+                    f"{unknown('metric', self.metric, own)} A metric of that name on the Hub is downloaded "
                     "Python that would run on this machine: set trust_metric_code=True if that is what you want."
                 )
 
     def _wrong_rows(self) -> Iterable[str]:
+        if self.task == NONE:
+            if given := [
+                name for name in ("dataset", "split", "held_out", "config", "revision", "limit") if getattr(self, name)
+            ]:
+                yield f"the task 'none' has no data: leave out {', '.join(given)}."
+            return
         if not isinstance(self.dataset, Dataset | DatasetDict | str | Path):
             yield f"`dataset` is a Dataset, a DatasetDict, a Hub id or a path, got {type(self.dataset).__name__}."
         if isinstance(self.dataset, Dataset) and self.split is not None:
@@ -157,12 +212,15 @@ class Objective:
             yield f"`held_out` is a split's name, a Dataset or a share in (0, 1), got {self.held_out!r}."
         elif isinstance(self.held_out, float) and not 0 < self.held_out < 1:
             yield f"`held_out` as a share lies strictly between 0 and 1, got {self.held_out!r}."
-        if not isinstance(self.target, str):
-            yield f"`target` is a column's name, got {self.target!r}."
+        for name in ("target", "choices"):
+            if not isinstance(getattr(self, name), str):
+                yield f"`{name}` is a column's name, got {getattr(self, name)!r}."
         if not self.inputs or not all(isinstance(column, str) for column in self.inputs):
             yield f"`input` is a column's name, got {self.input!r}."
-        elif len(self.inputs) > (2 if self.task == TEXT_CLASSIFICATION else 1):
-            yield f"`input` is one column (or a pair, for text-classification), got {self.input!r}."
+        elif self.task in TASKS and not TASKS[self.task].columns[0] <= len(self.inputs) <= TASKS[self.task].columns[1]:
+            least, most = TASKS[self.task].columns
+            count = {(1, 1): "one column", (2, 2): "a pair of columns"}.get((least, most), "one column or a pair")
+            yield f"`input` is {count} for {self.task}, got {self.input!r}."
         try:
             fields = self.prompt_columns
         except (ValueError, TypeError) as error:
@@ -204,11 +262,15 @@ class Objective:
             return path.stem
         if isinstance(self.metric, str):
             return self.metric.rpartition("/")[2]
+        if self.metric is None:
+            return "the task's metric"
         return str(getattr(self.metric, "name", None) or getattr(self.metric, "__name__", type(self.metric).__name__))
 
     @property
     def dataset_label(self) -> str:
         """The dataset as a card prints it: a Hub id with its configuration, or a name that gives away no path."""
+        if self.dataset is None:
+            return "no data"
         if isinstance(self.dataset, Dataset | DatasetDict):
             first = self.dataset if isinstance(self.dataset, Dataset) else next(iter(self.dataset.values()), None)
             return (first is not None and first.info.dataset_name) or "a dataset in memory"
@@ -217,5 +279,7 @@ class Objective:
         return f"{label} ({self.config})" if self.config else label
 
     def __str__(self) -> str:
+        if self.dataset is None:
+            return f"{self.name}: {self.direction} {self.metric_name}"
         split = f" [{self.split}]" if self.split else ""
         return f"{self.name}: {self.direction} {self.metric_name} of {self.task} on {self.dataset_label}{split}"

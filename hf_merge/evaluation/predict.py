@@ -1,57 +1,84 @@
-"""Running a model over tokenized rows: one runner for each task, batches of rows of similar length."""
+"""Running a model over fixed rows, in batches of rows of similar length: what the runners of all tasks share."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_merge.errors import EvaluationError
 
 # Tokens of a batch. On a CPU more than fits into the caches makes it slower; on an accelerator fewer leave it idle.
 _TOKENS_ON_CPU, _TOKENS = 1024, 16384
 _LOGITS = 2**27  # entries (tokens x vocabulary) of one batch: half a gigabyte in float32
-_IGNORED = -100  # what cross_entropy passes over
-_KEPT = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+IGNORED = -100  # what cross_entropy passes over
 
 Integers = NDArray[np.int64]
+Places = Integers
+"""Positions within the rows that are run."""
+
+
+class Items(Protocol):
+    """What a model reads, row by row."""
+
+    @property
+    def lengths(self) -> Integers:
+        """Tokens of each row `(n,)`, or what costs as much."""
+
+    def batch(self, rows: Integers, *, pad_id: int, left: bool) -> dict[str, Tensor]:
+        """These rows as the model's keyword arguments, padded to one width."""
+
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        """Everything that a model may read, for a fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """Tokenized rows: `ids` `(n,)` of arrays, and `types` alike for models that tell the texts of a pair apart."""
+    """Tokenized rows: `ids` `(n,)` of arrays, and `types` alike for models that tell the texts of a pair apart.
+
+    `targets`, if there are any, stand for each position's right token (`IGNORED` where nothing is predicted).
+    """
 
     ids: tuple[Integers, ...]
     types: tuple[Integers, ...] | None = None
+    targets: tuple[Integers, ...] | None = None
 
     @property
     def lengths(self) -> Integers:
-        """Tokens of each row `(n,)`."""
         return np.array([len(row) for row in self.ids], dtype=np.int64)
 
+    def batch(self, rows: Integers, *, pad_id: int, left: bool) -> dict[str, Tensor]:
+        """`input_ids`, and what there is of `token_type_ids`, `targets` and `attention_mask` (where something is padded)."""
+        lengths = np.array([len(self.ids[i]) for i in rows])
+        width = int(lengths.max())
+        columns = np.arange(width)
+        real = columns >= (width - lengths)[:, None] if left else columns < lengths[:, None]
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """Some rows, by their numbers, padded to one width. `attention_mask` is None where nothing is padded."""
+        def padded(values: Sequence[Integers], fill: int) -> Tensor:
+            table = np.full(real.shape, fill, dtype=np.int64)
+            table[real] = np.concatenate([values[i] for i in rows])
+            return torch.from_numpy(table)
 
-    rows: Integers
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    token_type_ids: Tensor | None
+        found = {"input_ids": padded(self.ids, pad_id)}
+        if self.types is not None:
+            found["token_type_ids"] = padded(self.types, 0)
+        if self.targets is not None:
+            found["targets"] = padded(self.targets, IGNORED)
+        if not real.all():
+            found["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+        return found
 
-    def inputs(self, device: torch.device) -> dict[str, Tensor]:
-        """The model's keyword arguments."""
-        named = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "token_type_ids": self.token_type_ids}
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in named.items() if tensor is not None}
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        yield from (self.lengths, *self.ids, *(self.types or ()), *(self.targets or ()))
 
 
 def cut(lengths: Integers, *, rows: int, tokens: int, exact: bool = False) -> list[Integers]:
@@ -73,11 +100,28 @@ def cut(lengths: Integers, *, rows: int, tokens: int, exact: bool = False) -> li
     return batches
 
 
-class Runner:
-    """A task's inference over fixed rows. Keeps tokens and batches, and nothing of the models that it runs.
+class Runner(ABC):
+    """A task's inference over fixed rows: `runner(model)` gives one prediction a row, `runner(model, rows)` those of some rows.
+
+    `divisible` says whether running some rows costs only their share.
+    """
+
+    divisible: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> Any:
+        """Predictions `(rows, …)` in the order of `rows`; all rows in their own order if there are none given."""
+
+    @abstractmethod
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        """Everything that a model may read, for a fingerprint."""
+
+
+class BatchRunner(Runner):
+    """A runner that is one pass of the model over `items`. Keeps nothing of the models that it runs.
 
     Args:
-        tokens: the rows.
+        items: the rows.
         pad_id: what short rows are filled up with; None forbids padding, so that batches hold rows of one length.
         batch_size: the most rows of a batch.
         logits: entries of the logits of one token, if they are kept for every token.
@@ -87,7 +131,7 @@ class Runner:
 
     def __init__(
         self,
-        tokens: Tokens,
+        items: Items,
         *,
         pad_id: int | None,
         batch_size: int,
@@ -95,171 +139,84 @@ class Runner:
         left: bool = False,
         progress: bool = False,
     ) -> None:
-        self.tokens, self.pad_id, self.left, self.progress = tokens, pad_id, left, progress
+        self.items, self.pad_id, self.left, self.progress = items, pad_id, left, progress
         self._rows, self._logits, self._share = batch_size, logits, 1.0
-        self._batches: list[Batch] | None = None
 
-    def __call__(self, model: PreTrainedModel) -> Any:
-        """Predictions of the model, one a row, in the rows' order. Batches shrink when memory runs out, and stay small."""
+    def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> Any:
+        """Predictions of the model. Batches shrink when memory runs out, and stay small."""
+        chosen = np.arange(len(self.items.lengths)) if rows is None else rows
         while True:
             try:
-                with torch.inference_mode(), _evaluating(model), _padding(model.config, self.pad_id):
-                    return self._predict(model)
+                with torch.inference_mode(), evaluating(model), _padding(model.config, self.pad_id):
+                    return self._predict(model, chosen)
             except RuntimeError as error:
-                if not should_reduce_batch_size(error) or not self._shrink():
+                if not should_reduce_batch_size(error) or not self._shrink(model, chosen):
                     raise
             clear_device_cache(garbage_collection=True)  # out here the error no longer holds the failed run's tensors
 
-    def _predict(self, model: PreTrainedModel) -> Any:
-        raise NotImplementedError
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        """What the items hold."""
+        return self.items.arrays()
 
-    def _shrink(self) -> bool:
-        large = self._batches is not None and any(len(batch.rows) > 1 for batch in self._batches)
-        self._share, self._batches = self._share / 2, None
+    @abstractmethod
+    def _predict(self, model: PreTrainedModel, rows: Integers) -> Any:
+        """Predictions for `rows`, in inference mode."""
+
+    def _shrink(self, model: PreTrainedModel, rows: Integers) -> bool:
+        large = any(len(places) > 1 for places in self._groups(model, rows))
+        self._share /= 2
         return large
 
-    def _each(self, model: PreTrainedModel) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        device = model.device
-        if self._batches is None:
-            tokens = min(_TOKENS_ON_CPU if device.type == "cpu" else _TOKENS, _LOGITS // self._logits)
-            groups = cut(
-                self.tokens.lengths,
-                rows=max(1, int(self._rows * self._share)),
-                tokens=int(tokens * self._share),
-                exact=self.pad_id is None,
-            )
-            self._batches = [self._batch(rows) for rows in groups]
-        for batch in tqdm(self._batches, disable=not self.progress, delay=5, leave=False, unit="batch"):
-            yield batch, batch.inputs(device)
-
-    def _batch(self, rows: Integers) -> Batch:
-        lengths = np.array([len(self.tokens.ids[i]) for i in rows])
-        width = int(lengths.max())
-        columns = np.arange(width)
-        real = columns >= (width - lengths)[:, None] if self.left else columns < lengths[:, None]
-
-        def padded(values: Sequence[Integers], fill: int) -> Tensor:
-            table = np.full(real.shape, fill, dtype=np.int64)
-            table[real] = np.concatenate([values[i] for i in rows])
-            return torch.from_numpy(table)
-
-        return Batch(
-            rows=rows,
-            input_ids=padded(self.tokens.ids, self.pad_id or 0),
-            attention_mask=None if real.all() else torch.from_numpy(real.astype(np.int64)),
-            token_type_ids=None if self.tokens.types is None else padded(self.tokens.types, 0),
+    def _groups(self, model: PreTrainedModel, rows: Integers) -> list[Places]:
+        tokens = min(_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _LOGITS // self._logits)
+        return cut(
+            self.items.lengths[rows],
+            rows=max(1, int(self._rows * self._share)),
+            tokens=int(tokens * self._share),
+            exact=self.pad_id is None,
         )
 
-    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
-        """Results of the batches, `(n, …)`, in the order of the rows, on the CPU."""
-        assert self._batches is not None
-        found = torch.cat(list(parts)).cpu()
-        ordered = torch.empty_like(found)
-        ordered[torch.from_numpy(np.concatenate([batch.rows for batch in self._batches]))] = found
-        return ordered
+    def _each(self, model: PreTrainedModel, rows: Integers) -> Iterator[tuple[Places, dict[str, Tensor]]]:
+        """The batches of these rows: their places and the model's keyword arguments, on its device and in its precision."""
+        groups = self._groups(model, rows)
+        for places in tqdm(groups, disable=not self.progress, delay=5, leave=False, unit="batch"):
+            tensors = self.items.batch(rows[places], pad_id=self.pad_id or 0, left=self.left)
+            yield places, {name: _on(model, tensor) for name, tensor in tensors.items()}
 
 
-class TextClassification(Runner):
-    """The class of each row: the position in `classes` of the largest logit among those that `classes` names, `(n,)` int64."""
-
-    def __init__(self, tokens: Tokens, *, classes: Sequence[int], **kwargs: Any) -> None:
-        super().__init__(tokens, **kwargs)
-        self.classes = torch.tensor(classes)
-
-    def _predict(self, model: PreTrainedModel) -> Integers:
-        parts = []
-        keywords = _without_cache(model)
-        for _, inputs in self._each(model):
-            logits = model(**inputs, **keywords).logits
-            if logits.ndim != 2:
-                raise EvaluationError(f"{type(model).__name__} gives logits {tuple(logits.shape)}, expected (rows, classes).")
-            parts.append(logits[:, self.classes.to(logits.device)])
-        logits = self._in_order(parts)
-        if not logits.isfinite().all():
-            raise EvaluationError("The model gives logits that are NaN or infinite.")
-        return logits.argmax(1).numpy()
+def _on(model: PreTrainedModel, tensor: Tensor) -> Tensor:
+    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else tensor.dtype, non_blocking=True)
 
 
-class LanguageModeling(Runner):
-    """What `count` finds at each predicted token, summed over a row, `(n,)` float64. The first token is not predicted."""
-
-    def __init__(self, tokens: Tokens, *, count: Callable[[Tensor, Tensor], Tensor], **kwargs: Any) -> None:
-        super().__init__(tokens, **kwargs)
-        self.count = count
-
-    def _predict(self, model: PreTrainedModel) -> NDArray[np.float64]:
-        parts = []
-        keywords = _without_cache(model)
-        for _, inputs in self._each(model):
-            targets = inputs["input_ids"].roll(-1, dims=1)
-            targets[:, -1] = _IGNORED
-            if (mask := inputs.get("attention_mask")) is not None:
-                targets[:, :-1][mask[:, 1:] == 0] = _IGNORED
-            logits = model(**inputs, **keywords).logits
-            if logits.ndim != 3:
-                raise EvaluationError(
-                    f"{type(model).__name__} gives logits {tuple(logits.shape)}, expected one for every token."
-                )
-            parts.append(self.count(logits, targets).cpu().double().sum(1))
-        sums = self._in_order(parts)
-        if not sums.isfinite().all():
-            raise EvaluationError("The model gives logits that are NaN or infinite.")
-        return sums.numpy()
+def finite(values: Tensor) -> Tensor:
+    """Values on the CPU. Raises `EvaluationError` if one is NaN or infinite."""
+    found = values.cpu()
+    if not found.isfinite().all():
+        raise EvaluationError("The model gives values that are NaN or infinite.")
+    return found
 
 
-def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p of each target `(b, t)` in nats, 0 where it is ignored."""
-    each = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED, reduction="none")
-    return each.view_as(targets)
+def in_order(parts: Sequence[tuple[Places, Tensor]]) -> Tensor:
+    """Finite results of batches, `(n, …)`, in the order of the rows, on the CPU."""
+    found = finite(torch.cat([values for _, values in parts]))
+    ordered = torch.empty_like(found)
+    ordered[torch.from_numpy(np.concatenate([places for places, _ in parts]))] = found
+    return ordered
 
 
-def hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 where the largest logit is the target's `(b, t)`, NaN where there is none, else 0."""
-    best, found = logits.max(-1)
-    return torch.where(best.isnan() & (targets != _IGNORED), torch.nan, (found == targets).float())
-
-
-class TextGeneration(Runner):
-    """The greedy continuation of each row as text, without special tokens, `(n,)`.
-
-    The model's own stop tokens end it; everything else in its generation config (sampling, beams, penalties, lengths) is set
-    aside while it runs.
-    """
-
-    def __init__(self, tokens: Tokens, *, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, **kwargs: Any) -> None:
-        super().__init__(tokens, **kwargs)
-        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
-
-    def _predict(self, model: PreTrainedModel) -> list[str]:
-        texts = [""] * len(self.tokens.ids)
-        with self._greedy(model):
-            for batch, inputs in self._each(model):
-                inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
-                generated: Any = model.generate(**inputs)  # type: ignore[operator]
-                if not model.config.is_encoder_decoder:
-                    generated = generated[:, batch.input_ids.shape[1] :]
-                decoded = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
-                for row, text in zip(batch.rows.tolist(), decoded, strict=True):
-                    texts[row] = text
-        return texts
-
-    @contextmanager
-    def _greedy(self, model: PreTrainedModel) -> Iterator[None]:
-        own = model.generation_config
-        kept = {name: getattr(own, name, None) for name in _KEPT}
-        if kept["eos_token_id"] is None:
-            kept["eos_token_id"] = self.tokenizer.eos_token_id
-        model.generation_config = GenerationConfig(
-            max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1, pad_token_id=self.pad_id, **kept
-        )
-        try:
-            yield
-        finally:
-            model.generation_config = own
+def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor], dimensions: int, what: str) -> Tensor:
+    """The model's logits. Raises `EvaluationError` unless they have so many dimensions, which are `what` in words."""
+    without_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    logits: Tensor | None = getattr(model(**inputs, **without_cache), "logits", None)
+    if logits is None or logits.ndim != dimensions:
+        given = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
+        raise EvaluationError(f"{type(model).__name__} gives {given}, expected {what}.")
+    return logits
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode again afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -281,7 +238,3 @@ def _padding(config: PreTrainedConfig, pad_id: int | None) -> Iterator[None]:
         yield
     finally:
         text.pad_token_id = None
-
-
-def _without_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}

@@ -2,19 +2,18 @@
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
-from numpy.typing import NDArray
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_merge.errors import EvaluationError, unknown
-from hf_merge.evaluation.objective import LANGUAGE_MODELING, TEXT_GENERATION, Objective
+from hf_merge.evaluation.columns import INPUTS, TARGETS, identity, programs, read_choices, same_lengths
+from hf_merge.evaluation.objective import Objective
+from hf_merge.evaluation.tasks import TASKS
 
 SEARCH, HELD_OUT = "search", "held_out"
 SPLITS = (SEARCH, HELD_OUT)
@@ -26,51 +25,60 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 class Rows:
     """The rows of one split in the dataset's order.
 
-    `inputs` holds one list of texts for each input column, or the rendered prompts. `targets` holds the target column as it
-    is (None for language modeling); `class_names` the names behind its numbers, if it is a `ClassLabel`. `label` says
-    where the rows are from.
+    `inputs` holds the values of each input column (texts, tuples of words, images) or the rendered prompts, and behind them
+    the choices, if there are any, as tuples of texts. `targets` holds the target column (None for tasks without one);
+    `class_names` the names behind its numbers, if it is a `ClassLabel`; `corpus` the documents among which queries look for
+    theirs, by name. `label` says where the rows are from.
     """
 
     label: str
-    inputs: tuple[tuple[str, ...], ...]
+    inputs: tuple[tuple[Any, ...], ...]
     targets: tuple[Any, ...] | None
     class_names: tuple[str, ...] | None = None
+    corpus: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
     def identities(self) -> list[str]:
         """Each row's input with whitespace normalized: rows with equal identities count as the same row."""
-        return ["\x1f".join(" ".join(text.split()) for text in row) for row in zip(*self.inputs, strict=True)]
+        return ["\x1f".join(identity(value) for value in row) for row in zip(*self.inputs, strict=True)]
 
     def take(self, chosen: Iterable[int], label: str | None = None) -> "Rows":
         """The rows at these positions, in this order."""
         at = list(chosen)
-        return Rows(
+        return replace(
+            self,
             label=label or self.label,
             inputs=tuple(tuple(texts[i] for i in at) for texts in self.inputs),
             targets=None if self.targets is None else tuple(self.targets[i] for i in at),
-            class_names=self.class_names,
         )
 
 
 def load_rows(objective: Objective) -> dict[str, Rows]:
     """The rows of an objective by "search" and "held_out".
 
-    Rows for language modeling that hold no text, as raw corpora have them between paragraphs, are left out.
+    Rows of tasks without a target that hold no text, as raw corpora have them between paragraphs, are left out.
 
     Raises:
         EvaluationError: the dataset cannot be loaded, a split or column does not exist, a value is missing or of the wrong
             type, a split is empty, or an input stands in both splits (whitespace aside).
     """
-    search, held_out = _choose(objective, _open(objective))
-    rows = {SEARCH: _read(objective, *search)}
-    if isinstance(held_out, float):
-        rows = _divide(rows[SEARCH], held_out)
-    else:
-        rows[HELD_OUT] = _read(objective, *held_out)
-    if objective.limit is not None:
-        rows = {split: _limit(part, objective.limit) for split, part in rows.items()}
+    search, held_out = _choose(objective, _open(objective.dataset, objective))
+    rows = _read(objective, *search)
+    aside = held_out if isinstance(held_out, float) else _read(objective, *held_out)
+    return deal(rows, aside, objective.limit)
+
+
+def deal(search: Rows, held_out: Rows | float, limit: int | None = None) -> dict[str, Rows]:
+    """Rows by "search" and "held_out", at most `limit` of each. A share as `held_out` is set aside from `search`.
+
+    Raises:
+        EvaluationError: a split is empty, or an input stands in both.
+    """
+    rows = _divide(search, held_out) if isinstance(held_out, float) else {SEARCH: search, HELD_OUT: held_out}
+    if limit is not None:
+        rows = {split: _limit(part, limit) for split, part in rows.items()}
     for part in rows.values():
         if not len(part):
             raise EvaluationError(f"{part.label} has no rows. Give a split with rows, or another share as `held_out`.")
@@ -78,8 +86,7 @@ def load_rows(objective: Objective) -> dict[str, Rows]:
     return rows
 
 
-def _open(objective: Objective) -> Dataset | DatasetDict:
-    source = objective.dataset
+def _open(source: Any, objective: Objective) -> Dataset | DatasetDict:
     if isinstance(source, Dataset | DatasetDict):
         return source
     path = Path(source).expanduser()
@@ -153,36 +160,53 @@ def _choose(objective: Objective, data: Dataset | DatasetDict) -> tuple[tuple[Da
 
 
 def _read(objective: Objective, data: Dataset, label: str) -> Rows:
-    columns = list(dict.fromkeys((*objective.inputs, *objective.prompt_columns)))
-    if objective.task != LANGUAGE_MODELING:
-        columns.append(objective.target)
+    task = TASKS[objective.task]
+    columns = [*objective.inputs, *objective.prompt_columns]
+    columns += [objective.choices] if task.target == "choice" else []
+    columns += [objective.target] if task.target is not None else []
     for column in columns:
         if column not in data.column_names:
             raise EvaluationError(unknown(f"column of {label}", column, data.column_names))
-    if objective.task == LANGUAGE_MODELING:
-        inputs: tuple[tuple[str, ...], ...] = (
-            tuple(text for text in _texts(data, objective.inputs[0], label) if text.strip()),
-        )
-        return Rows(label=label, inputs=inputs, targets=None)
     if objective.prompt is None:
-        inputs = tuple(tuple(_texts(data, column, label)) for column in objective.inputs)
+        inputs = [INPUTS[task.input](data, column, label) for column in objective.inputs]
     else:
         chosen = data.select_columns(list(dict.fromkeys(objective.prompt_columns)))
-        inputs = (tuple(objective.prompt.format(**row) for row in chosen),)
-    if objective.task == TEXT_GENERATION:
-        return Rows(label=label, inputs=inputs, targets=tuple(_texts(data, objective.target, label)))
-    feature = data.features[objective.target]
-    names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
-    return Rows(label=label, inputs=inputs, targets=tuple(data[objective.target][:]), class_names=names)
+        inputs = [tuple(objective.prompt.format(**row) for row in chosen)]
+    if task.target is None:
+        return Rows(label=label, inputs=(tuple(text for text in inputs[0] if text.strip()),), targets=None)
+    if task.target == "choice":
+        choices, targets = read_choices(data, objective.choices, objective.target, label)
+        return Rows(label=label, inputs=(*inputs, choices), targets=targets)
+    if task.target == "program":
+        whole = f"{{{objective.inputs[0]}}}{{completion}}\n{{{objective.target}}}\n"
+        template = str(objective.task_arguments.get("program") or whole)
+        return Rows(label=label, inputs=tuple(inputs), targets=programs(data, template, label))
+    targets, class_names = TARGETS[task.target](data, objective.target, label)
+    rows = Rows(label=label, inputs=tuple(inputs), targets=targets, class_names=class_names)
+    if task.target == "tags":
+        same_lengths(inputs[0], targets, label)
+    return rows if objective.corpus is None else replace(rows, corpus=_corpus(objective, rows))
 
 
-def _texts(data: Dataset, column: str, label: str) -> Sequence[str]:
-    values = data[column][:]
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            found = "nothing" if value is None else f"{type(value).__name__} {value!r}"
-            raise EvaluationError(f"Column {column!r} of {label} holds {found} in row {row}, expected a text.")
-    return values
+def _corpus(objective: Objective, rows: Rows) -> dict[str, str]:
+    """The documents of a retrieval by their names. Raises `EvaluationError` unless they hold all that are relevant."""
+    data = _open(objective.corpus, replace(objective, config=None, revision=None))
+    if isinstance(data, DatasetDict):
+        name = next((n for n in ("corpus", "train") if n in data), "")
+        if name not in data:
+            raise EvaluationError(unknown("split of the corpus", "corpus or train", data))
+        data = data[name]
+    names = next((column for column in ("id", "_id") if column in data.column_names), "id")
+    for column in (names, "text"):
+        if column not in data.column_names:
+            raise EvaluationError(unknown("column of the corpus", column, data.column_names))
+    corpus = dict(zip(map(str, data[names][:]), INPUTS["text"](data, "text", "the corpus"), strict=True))
+    missing = [document for found in rows.targets or () for document in found if document not in corpus]
+    if missing:
+        raise EvaluationError(
+            f"{rows.label}: {len(missing)} relevant documents are not in the corpus, for example {missing[0]!r:.100}."
+        )
+    return corpus
 
 
 def _hash(text: str) -> float:
@@ -214,57 +238,3 @@ def _refuse_overlap(search: Rows, held_out: Rows) -> None:
             f"for example {example[:200]!r}. A held-out score would flatter the search: remove them from one of the two, or "
             "set a share of one split aside with `held_out=0.5`, which keeps equal inputs together."
         )
-
-
-def class_ids(rows: Rows, names: Sequence[str], *, positional: bool) -> NDArray[np.int64]:
-    """The targets `(n,)` as positions in `names`. Names match exactly, or else without case where that is unambiguous.
-
-    Args:
-        rows: rows of a classification task.
-        names: the labels among which a class is chosen.
-        positional: whether the numbers of a `ClassLabel` whose names are all unknown stand for positions in `names`.
-
-    Raises:
-        EvaluationError: a target is missing or not among the names; all that are not are listed.
-    """
-    exact = {name: i for i, name in enumerate(names)}
-    times = Counter(name.casefold() for name in names)
-    folded = {name.casefold(): i for i, name in enumerate(names) if times[name.casefold()] == 1}
-
-    def place(target: Any) -> int | None:
-        if isinstance(target, str):
-            return exact.get(target, folded.get(target.casefold()))
-        return _index(target, len(names))
-
-    targets: Sequence[Any] = rows.targets or ()
-    classes = rows.class_names
-    if classes is not None and any(place(name) is not None for name in classes):
-        targets = [classes[target] if _index(target, len(classes)) is not None else target for target in targets]
-    elif classes is not None and not (positional and len(classes) == len(names)):
-        raise EvaluationError(
-            f"The target of {rows.label} has the {len(classes)} classes {', '.join(classes)}, and none of them is among the "
-            f"{len(names)} labels {', '.join(names)}. Give `labels` in the order of the dataset's classes."
-        )
-    found = [place(target) for target in targets]
-    wrong = list(dict.fromkeys(target for target, at in zip(targets, found, strict=True) if at is None))
-    if wrong:
-        raise EvaluationError(_unknown_classes(rows.label, wrong, names))
-    return np.array(found, dtype=np.int64)
-
-
-def _index(target: Any, count: int) -> int | None:
-    if isinstance(target, bool | np.bool_):
-        return int(target) if count == 2 else None
-    return int(target) if isinstance(target, int | np.integer) and 0 <= target < count else None
-
-
-def _unknown_classes(label: str, wrong: list[object], names: Sequence[str]) -> str:
-    shown = ", ".join(repr(value) for value in wrong[:10]) + (", …" if len(wrong) > 10 else "")
-    if wrong == [-1]:
-        hint = " A -1 marks a hidden answer: take a split that has answers, or set a share aside with `held_out=0.5`."
-    elif wrong == [None]:
-        hint = " Some rows have no answer: remove them."
-    else:
-        close = [match for value in wrong[:3] for match in get_close_matches(str(value), names, n=1)]
-        hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
-    return f"The targets of {label} hold {shown}, expected one of {', '.join(names)} or its position.{hint}"

@@ -9,7 +9,12 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -19,18 +24,31 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
+
+from hf_merge.evaluation.measure import Evaluator
 
 VOCABULARY = ["[PAD]", "[UNK]", "[EOS]", *(f"w{i}" for i in range(61))]
 LABELS = ("pos", "neg", "who", "where", "when")
 _NAMED = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
 _SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_BERT = {**_SIZES, "max_position_embeddings": 48, "pad_token_id": 0}
+TAGS = ("O", "B-x", "I-x", "B-y", "I-y")
+_TAGGED = {"id2label": dict(enumerate(TAGS)), "label2id": {name: i for i, name in enumerate(TAGS)}}
+_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16}
 _GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "bos_token_id": 2, "eos_token_id": 2}
 _ARCHITECTURES = {
-    "bert": (BertForSequenceClassification, BertConfig, {**_SIZES, **_NAMED, "max_position_embeddings": 48, "pad_token_id": 0}),
+    "bert": (BertForSequenceClassification, BertConfig, {**_BERT, **_NAMED}),
+    "bert-tagger": (BertForTokenClassification, BertConfig, {**_BERT, **_TAGGED}),
+    "bert-masked": (BertForMaskedLM, BertConfig, _BERT),
+    "bert-body": (BertModel, BertConfig, _BERT),
+    "vit": (ViTForImageClassification, ViTConfig, {**_VIT, "patch_size": 8, **_NAMED}),
     "gpt2-classifier": (GPT2ForSequenceClassification, GPT2Config, {**_GPT2, **_NAMED}),
     "gpt2": (GPT2LMHeadModel, GPT2Config, _GPT2),
     "llama": (LlamaForCausalLM, LlamaConfig, {**_SIZES, "num_key_value_heads": 2, "max_position_embeddings": 48}),
+    "bloom": (BloomForCausalLM, BloomConfig, {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "t5": (
         T5ForConditionalGeneration,
         T5Config,
@@ -81,5 +99,15 @@ def make_data() -> MakeData:
         targets = [labels[i] for i in rng.integers(0, len(labels), 2 * rows)]
         every = Dataset.from_dict({"text": list(texts), "label": targets})
         return DatasetDict({"search": every.select(range(rows)), "held_out": every.select(range(rows, 2 * rows))})
+
+    return build
+
+
+@pytest.fixture
+def evaluator(tokenizer: PreTrainedTokenizerFast) -> Callable[..., Evaluator]:
+    """`evaluator(model, *objectives, **arguments)`, with the tokenizer unless another is given."""
+
+    def build(model: PreTrainedModel, *objectives: object, **arguments: object) -> Evaluator:
+        return Evaluator(objectives, **{"tokenizer": tokenizer, "config": model.config, "progress": False, **arguments})
 
     return build

@@ -7,24 +7,16 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from sklearn.metrics import f1_score
 
 from hf_merge.errors import EvaluationError
-from hf_merge.evaluation.measure import Evaluator
-from hf_merge.evaluation.metrics import Accuracy
+from hf_merge.evaluation.metrics.classes import Accuracy
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.predict import TextClassification, Tokens
+from hf_merge.evaluation.predict import Tokens
+from hf_merge.evaluation.runners.classification import Classification
 from hf_merge.scores import Score
 
 
 @pytest.fixture
 def bert(make_model):
     return make_model("bert")
-
-
-@pytest.fixture
-def evaluator(tokenizer):
-    def build(model, *objectives, **arguments):
-        return Evaluator(objectives, tokenizer=tokenizer, config=model.config, progress=False, **arguments)
-
-    return build
 
 
 def predictions(model, tokenizer, rows):
@@ -72,6 +64,7 @@ def test_every_objective_is_scored_under_its_name(bert, evaluator, tokenizer, ma
         ({"task": "language-modeling"}, "llama"),
         ({"task": "language-modeling", "metric": "token_accuracy"}, "gpt2"),
         ({"task": "text-generation", "metric": "chrf", "max_new_tokens": 4}, "llama"),
+        ({"task": "text-generation", "metric": "rouge", "max_new_tokens": 4}, "t5"),
     ],
 )
 def test_scores_do_not_depend_on_the_batch_size(make_model, evaluator, make_data, fields, architecture):
@@ -95,7 +88,7 @@ def test_labels_restrict_the_classes_and_number_them_for_the_metric(bert, evalua
     assert wanted.tolist() == [("when", "who").index(label) for label in data["search"]["label"]]
     assert set(given) == {0, 1}
     tokens = Tokens(ids=tuple(np.array(tokenizer(text)["input_ids"]) for text in data["search"]["text"]))
-    assert given.tolist() == TextClassification(tokens, classes=(4, 2), pad_id=0, batch_size=9)(bert).tolist()
+    assert given.tolist() == Classification(tokens, classes=(4, 2), pad_id=0, batch_size=9)(bert).tolist()
     assert score.value == (given == wanted).mean()
 
 

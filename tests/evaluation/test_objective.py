@@ -4,8 +4,12 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_merge.errors import EvaluationError
-from hf_merge.evaluation.metrics import METRICS, Accuracy
-from hf_merge.evaluation.objective import BUILT_IN, Objective
+from hf_merge.evaluation.metrics.classes import Accuracy
+from hf_merge.evaluation.metrics.table import METRICS
+from hf_merge.evaluation.objective import Objective
+from hf_merge.evaluation.runners.probes import PROBES
+from hf_merge.evaluation.runners.table import RUNNERS
+from hf_merge.evaluation.tasks import LM_EVAL, NONE, TASKS
 
 ROWS = Dataset.from_dict({"text": ["a"], "label": ["b"]})
 
@@ -27,7 +31,11 @@ def test_each_task_has_a_metric_of_its_own(task, metric):
 
 
 def test_the_light_table_of_metrics_names_exactly_the_metrics_that_exist():
-    assert {name for names in BUILT_IN.values() for name in names} == set(METRICS)
+    assert {name for task in TASKS.values() for name in task.metrics} == set(METRICS) | set(PROBES)
+
+
+def test_every_task_with_data_has_a_runner():
+    assert set(RUNNERS) | {NONE, LM_EVAL} == set(TASKS)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,7 @@ def test_the_light_table_of_metrics_names_exactly_the_metrics_that_exist():
         ({"task": "language-modeling"}, "minimize"),
         ({"task": "language-modeling", "metric": "token_accuracy"}, "maximize"),
         ({"metric": judge}, "maximize"),
+        ({"task": "none", "dataset": None, "metric": "delta_norm"}, "minimize"),
         ({"metric": judge, "metric_key": "loss"}, "minimize"),
         ({"metric": judge, "direction": "minimize"}, "minimize"),
         ({"metric": "evaluate-metric/wer", "task": "text-generation", "trust_metric_code": True}, "minimize"),
@@ -59,8 +68,18 @@ def test_the_direction_is_the_metrics_own_unless_given(fields, direction):
         ({"labels": ("a",)}, "at least two names"),
         ({"labels": ("a", "a")}, "each once"),
         ({"labels": "ab"}, "a list of names"),
-        ({"labels": ("a", "b"), "task": "text-generation"}, "`labels` belong to text-classification"),
+        ({"labels": ("a", "b"), "task": "text-generation"}, "`labels` belongs to text-classification"),
         ({"prompt": "{text}"}, "`prompt` belongs to text-generation"),
+        ({"corpus": ROWS}, "`corpus` belongs to text-retrieval"),
+        ({"corpus": 3, "task": "text-retrieval"}, "`corpus` is a Dataset, a DatasetDict, a Hub id or a path, got int"),
+        ({"pooling": "mean"}, "`pooling` belongs to sentence-similarity and text-retrieval"),
+        ({"pooling": "man", "task": "text-retrieval"}, "Did you mean 'mean'?"),
+        ({"choices": None, "task": "multiple-choice"}, "`choices` is a column's name, got None"),
+        ({"task": "sentence-similarity"}, "`input` is a pair of columns for sentence-similarity"),
+        ({"input": ("a", "b", "c")}, "`input` is one column or a pair for text-classification"),
+        ({"task": "none"}, "the task 'none' has no data: leave out dataset"),
+        ({"task": "none", "dataset": None, "metric": "sise"}, "none is scored by size or delta_norm or latency"),
+        ({"dataset": None}, "`dataset` is a Dataset, a DatasetDict, a Hub id or a path, got NoneType"),
         ({"prompt": "{text", "task": "text-generation"}, "`prompt` is not a template"),
         ({"prompt": "{}", "task": "text-generation"}, "'{text}'"),
         ({"input": ("a", "b"), "task": "language-modeling"}, "`input` is one column"),
@@ -98,16 +117,20 @@ def test_all_that_is_wrong_is_said_at_once():
 
 
 def test_a_folder_in_the_working_directory_does_not_stand_for_a_metric_name(tmp_path, monkeypatch):
-    (tmp_path / "rouge").mkdir()
-    (tmp_path / "rouge" / "rouge.py").write_text("raise SystemExit")
+    (tmp_path / "bleu").mkdir()
+    (tmp_path / "bleu" / "bleu.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EvaluationError, match="trust_metric_code=True"):
-        objective(metric="rouge")
+        objective(metric="bleu")
 
 
 def test_it_prints_on_one_readable_line():
     shown = str(Objective(name="mood", dataset="org/mood", config="en", split="validation"))
     assert shown == "mood: maximize accuracy of text-classification on org/mood (en) [validation]"
+
+
+def test_an_objective_without_data_prints_on_one_readable_line():
+    assert str(Objective(name="parameters", task="none", metric="size")) == "parameters: minimize size"
 
 
 def test_a_local_dataset_is_named_without_its_path(tmp_path):

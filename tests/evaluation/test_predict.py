@@ -8,15 +8,10 @@ import torch
 
 from hf_merge.errors import EvaluationError
 from hf_merge.evaluation import predict
-from hf_merge.evaluation.predict import (
-    LanguageModeling,
-    TextClassification,
-    TextGeneration,
-    Tokens,
-    cut,
-    hits,
-    negative_log_likelihood,
-)
+from hf_merge.evaluation.predict import IGNORED, Tokens, cut
+from hf_merge.evaluation.runners.classification import Classification
+from hf_merge.evaluation.runners.generation import TextGeneration
+from hf_merge.evaluation.runners.likelihood import Likelihood, hits, negative_log_likelihood
 
 RNG = np.random.default_rng(0)
 LENGTHS = RNG.integers(2, 30, 40)
@@ -30,11 +25,12 @@ def alone(model, row):
 
 
 def classify(model, tokens=TOKENS, classes=range(5), pad_id=0, batch_size=8):
-    return TextClassification(tokens, classes=tuple(classes), pad_id=pad_id, batch_size=batch_size)(model)
+    return Classification(tokens, classes=tuple(classes), pad_id=pad_id, batch_size=batch_size)(model)
 
 
 def count(model, what=negative_log_likelihood, batch_size=8, tokens=TOKENS):
-    return LanguageModeling(tokens, count=what, pad_id=0, batch_size=batch_size, logits=64)(model)
+    following = Tokens(ids=tokens.ids, targets=tuple(np.append(row[1:], IGNORED) for row in tokens.ids))
+    return Likelihood(following, count=what, pad_id=0, batch_size=batch_size, logits=64)(model)
 
 
 @pytest.fixture
@@ -227,7 +223,7 @@ def test_a_language_model_with_broken_weights_is_refused(make_model, what):
 
 def test_a_runner_follows_weights_that_change_in_place(make_model):
     model, other = make_model("bert"), make_model("bert", seed=1)
-    runner = TextClassification(TOKENS, classes=range(5), pad_id=0, batch_size=8)
+    runner = Classification(TOKENS, classes=range(5), pad_id=0, batch_size=8)
     before = runner(model)
     model.load_state_dict(other.state_dict())
     assert runner(model).tolist() == classify(other).tolist() != before.tolist()
@@ -247,7 +243,7 @@ def test_batches_shrink_when_memory_runs_out_and_stay_small(make_model):
     model, seen = make_model("bert"), []
     expected = classify(model).tolist()
     small_memory(model, 60, seen)
-    runner = TextClassification(TOKENS, classes=range(5), pad_id=0, batch_size=64)
+    runner = Classification(TOKENS, classes=range(5), pad_id=0, batch_size=64)
     assert runner(model).tolist() == expected
     seen.clear()
     assert runner(model).tolist() == expected

@@ -4,8 +4,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_merge.errors import EvaluationError
+from hf_merge.evaluation.classes import class_ids
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.rows import Rows, class_ids, load_rows
+from hf_merge.evaluation.rows import Rows, load_rows
 
 
 def table(*texts, label="yes"):

@@ -1,0 +1,1 @@
+"""One runner for each task: rows and a model to predictions."""
