@@ -119,6 +119,7 @@ def _body(facts: CardFacts, license: License) -> str:
         hypervolumes=sections.hypervolumes(front) if front and complete(front, front.directions) else None,
         reference=sections.reference(front) if front else None,
         objectives=sections.objectives() if facts.objectives else None,
+        tested=_tested(facts),
         search_scores=sections.search_scores(front) if front else None,
         method=_method(facts),
         search=_search(facts),
@@ -157,6 +158,17 @@ def _search(facts: CardFacts) -> Markdown | None:
     failed = f" ({search.failed} failed)" if search.failed else ""
     trials = f"{search.evaluated} trials{failed}, {duration(search.seconds)}"
     return Markdown(f"Found by {plain(search.sampler)} with seed {search.seed} in {trials}.")
+
+
+def _tested(facts: CardFacts) -> Markdown | None:
+    known = [facts.objective(name) for name in facts.directions]
+    names = [f"{plain(o['name'])} ({code(o.get('split') or o['name'])})" for o in known if o.get("searched_on_test")]
+    if not names:
+        return None
+    return Markdown(
+        f"**Searched on test data**: {listed(map(Markdown, names))}. The recipe was chosen by answers to rows of a test set, "
+        "so scores on that test set flatter it and compare with nobody's; only the held-out rows were kept from the search."
+    )
 
 
 def _sources(facts: CardFacts) -> Markdown:

@@ -364,3 +364,15 @@ def test_the_snippet_of_the_card_runs(facts: CardFacts, tmp_path: Path, auto_cla
 def test_a_class_that_is_none_is_refused(auto_class: str) -> None:
     with pytest.raises(PublishError, match="Auto classes"):
         usage("demo/x", auto_class)
+
+
+def test_a_search_on_test_data_is_said(facts: CardFacts) -> None:
+    first, *rest = facts.objectives
+    tested = {**first, "split": "50% of test", "searched_on_test": True}
+    content = render(replace(facts, objectives=(tested, *rest))).content
+    assert f"**Searched on test data**: {first['name']} (`50% of test`)." in content
+
+
+def test_a_search_on_other_data_says_nothing_of_test_data(facts: CardFacts) -> None:
+    objectives = tuple({**objective, "searched_on_test": False} for objective in facts.objectives)
+    assert render(replace(facts, objectives=objectives)).content == render(facts).content
