@@ -1,9 +1,6 @@
 """`auto_merge()`: the whole story on one screen, and the only place that wires everything."""
 
-import hashlib
 import inspect
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -11,36 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from hf_merge.checkpoints.checkpoint import Checkpoint, hub_api
+from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.errors import RecipeError, unknown
-from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
-from hf_merge.merging.architecture import known_config
-from hf_merge.merging.live import LiveModel, load_tokenizer
-from hf_merge.merging.plan import plan
-from hf_merge.model_ref import ModelRef
 from hf_merge.publishing.facts import SearchFacts
 from hf_merge.publishing.push import check_writable
 from hf_merge.recipes.recipe import Recipe, RecipeModel
-from hf_merge.result import MergeResult, scores_path
-from hf_merge.scores import Scores, load_scores, save_scores
-from hf_merge.search.loop import checked, search
+from hf_merge.result import MergeResult
+from hf_merge.scores import Scores, load_scores
+from hf_merge.scoring import scores_path
 from hf_merge.search.samplers.names import BaseSampler
 from hf_merge.search.space import Space
 from hf_merge.search.storage import Storage
 from hf_merge.search.study import Study
-from hf_merge.search.trial import Front, Split, Trial
-
-REPLICATES = 1000
-"""Bootstrap resamples behind the intervals of held-out scores."""
-
-RUNS = Path("hf_merge_runs")
-"""Where runs are kept unless a folder is given; each has a name of its own, made from what it searches."""
-
-Model = str | os.PathLike[str] | ModelRef
+from hf_merge.search.trial import Front, Trial
+from hf_merge.wiring import Model, base_of, searched
 
 
 def auto_merge(
@@ -52,9 +36,14 @@ def auto_merge(
     seed: int = 0,
     methods: Sequence[str] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    layer_groups: int = 1,
+    module_groups: Mapping[str, str | Sequence[str]] | None = None,
     dtype: str | None = None,
     sampler: str | BaseSampler = "nsga2",
+    racing: bool = False,
+    constraints: Mapping[str, str] | None = None,
     storage: Storage = None,
+    study_name: str = "hf_merge",
     folder: Path | str | None = None,
     push_to: str | None = None,
     preference: Mapping[str, float] | Literal["knee"] = "knee",
@@ -77,9 +66,12 @@ def auto_merge(
         objectives: what the merge should be good at.
         trials: distinct recipes to evaluate, those of earlier runs of the same search included.
         seed: of the sampler, of random merge methods and of the bootstrap.
-        methods, ranges, dtype: what is searched; see `Space`.
+        methods, ranges, layer_groups, module_groups, dtype: what is searched; see `Space`.
         sampler: a name (`nsga2`, `nsga3`, `tpe`, `gp`, `random`) or any Optuna sampler.
-        storage: an Optuna storage or URL in place of the journal in `folder`.
+        racing: measure a candidate only until it is clear that it adds nothing to the front; see `hf_merge.search.racing`.
+        constraints: how far an objective may fall, such as `{"spam": ">= base - 0.01"}`; see `search`.
+        storage: a database's URL or an Optuna storage in place of the journal in `folder`; other processes may then `join`.
+        study_name: the study's name there.
         folder: where the run is kept; None makes a name from what is searched, below `hf_merge_runs`.
         push_to: repository for the point that `preference` chooses; whether it can be written is checked first.
         private, consent: see `MergeResult.push_to_hub`.
@@ -87,46 +79,31 @@ def auto_merge(
     Raises `RecipeError`, `CheckpointError`, `MergeError`, `EvaluationError` or `PublishError` for anything that is wrong
     with the input, before a tensor is read.
     """
-    api = hub_api(token)
-    space = Space(
-        base=None if base is None else ModelRef.parse(base),
-        models=tuple(models),  # type: ignore[arg-type]
-        ranges=ranges or {},
-        dtype=dtype,
-        seed=seed,
-        **({"methods": tuple(methods)} if methods else {}),  # type: ignore[arg-type]
-    )
     if push_to is not None:
-        push_to = check_writable(push_to, api, private=private)
-    space, opened = _pinned(space, api)
-    primary = plan(Recipe(method="linear", models=space.models, base=space.base), opened).primary
-    evaluator = Evaluator(
-        objectives, tokenizer=load_tokenizer(primary), config=known_config(primary), seed=seed, device=device, progress=False
-    )
-    checked(space, evaluator.directions, trials=trials, sampler=sampler, seeds=_base(space))
-    run = Path(folder) if folder is not None else RUNS / _name(space, evaluator)
-    _claim(run, evaluator.fingerprint)
-    live = LiveModel(Recipe(method="linear", models=(RecipeModel(ref=primary.ref),)), opened, device=evaluator.device)
-
-    def score(recipe: Recipe, split: Split = "search") -> Scores:
-        live.load(recipe)
-        scores = evaluator.measure(live.model, split, replicates=REPLICATES if split == "held_out" else 0)
-        save_scores(scores_path(run, split, recipe.digest), scores)
-        return scores
-
-    study = search(
-        score,
-        space,
-        evaluator.directions,
+        push_to = check_writable(push_to, hub_api(token), private=private)
+    found = searched(
+        base,
+        models,
+        objectives,
         trials=trials,
-        sampler=sampler,
         seed=seed,
-        storage=storage if storage is not None else run / "study.log",
-        fingerprint={"data": evaluator.fingerprint, "seed": seed},
-        seeds=_base(space),
+        methods=methods,
+        ranges=ranges,
+        layer_groups=layer_groups,
+        module_groups=module_groups,
+        dtype=dtype,
+        sampler=sampler,
+        racing=racing,
+        constraints=constraints,
+        storage=storage,
+        study_name=study_name,
+        folder=folder,
+        device=device,
+        token=token,
         progress=progress,
     )
-    rescored = _rescored(study, space, run, partial(score, split="held_out"), progress)
+    study, evaluator = found.study, found.evaluator
+    rescored = _rescored(study, found.space, found.run, partial(found.score, split="held_out"), progress)
     result = MergeResult(
         **rescored,
         objectives=tuple(evaluator.describe()),
@@ -138,10 +115,34 @@ def auto_merge(
             seconds=sum(trial.seconds for trial in study.trials),
         ),
     )
-    result.save(run)
+    result.save(found.run)
     if push_to is not None:
         result.push_to_hub(push_to, preference=preference, private=private, consent=consent, token=token, progress=progress)
     return result
+
+
+def join(
+    study: Mapping[str, Any],
+    storage: Storage,
+    study_name: str = "hf_merge",
+    *,
+    device: str | torch.device | None = None,
+    token: str | bool | None = None,
+    progress: bool = True,
+) -> Study:
+    """Work on a study together with other processes, on this machine or others, until its `trials` are evaluated.
+
+    `study` is what a study file holds, the same for all workers. The study `study_name` in `storage` is made if it is not
+    there. `auto_merge` with the same arguments and storage works on it as well, and re-scores the front at the end. See
+    `search` for which storages are safe, and what happens to a worker that leaves or dies. Raises as `auto_merge` does.
+    """
+    arguments = study_arguments({key: value for key, value in study.items() if key not in _AFTER_SEARCH})
+    here = {"storage": storage, "study_name": study_name, "token": token, "progress": progress}
+    return searched(**arguments | here | ({} if device is None else {"device": device}), shared=True).study
+
+
+_AFTER_SEARCH = ("push_to", "preference", "private", "consent")
+"""Keys of a study file that are not for a worker."""
 
 
 def study_arguments(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,36 +157,14 @@ def study_arguments(study: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"A study needs {key!r}, a list.")
     objectives = []
     for entry in study["objectives"]:
-        if not isinstance(entry, Mapping) or "name" not in entry or "dataset" not in entry:
-            raise RecipeError(f"An objective is a mapping with at least 'name' and 'dataset', got {entry!r}.")
+        if not isinstance(entry, Mapping) or "name" not in entry:
+            raise RecipeError(f"An objective is a mapping with at least a 'name', got {entry!r}.")
         for key in entry:
             if key not in fields_of_objective:
                 raise RecipeError(unknown(f"key of objective {entry['name']!r}", key, fields_of_objective))
         objectives.append(Objective(**entry))
     ranges = {name: tuple(bounds) for name, bounds in (study.get("ranges") or {}).items()}
     return {"base": None, **study, "objectives": objectives, "ranges": ranges}
-
-
-def _pinned(space: Space, api: HfApi) -> tuple[Space, dict[ModelRef, Checkpoint]]:
-    """The space with every model at the commit that it has now, and the models, opened once each."""
-    refs = dict.fromkeys([*([space.base] if space.base else []), *(model.ref for model in space.models)])
-    opened = {ref: Checkpoint(ref, api) for ref in refs}
-    models = tuple(replace(model, ref=opened[model.ref].ref) for model in space.models)
-    pinned = replace(space, base=opened[space.base].ref if space.base else None, models=models)
-    return pinned, {checkpoint.ref: checkpoint for checkpoint in opened.values()}
-
-
-def _name(space: Space, evaluator: Evaluator) -> str:
-    """A name for a run that is the same whenever the same search is asked for."""
-    content = json.dumps([space.description, evaluator.fingerprint, dict(evaluator.directions)], sort_keys=True)
-    stem = space.base.name if space.base else space.models[0].name
-    return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-
-def _base(space: Space) -> dict[str, Recipe]:
-    if space.base is None:
-        return {}
-    return {"base": Recipe(method="linear", models=(RecipeModel(ref=space.base),), dtype=space.dtype, seed=space.seed)}
 
 
 def _rescored(study: Study, space: Space, run: Path, score: Callable[[Recipe], Scores], progress: bool) -> dict[str, Any]:
@@ -199,7 +178,7 @@ def _rescored(study: Study, space: Space, run: Path, score: Callable[[Recipe], S
         return [replace(trial, label=label) for label, trial in found.items() if trial]
 
     parents = named(space.parents())
-    others = named({k: v for k, v in {**space.seeds(), **_base(space)}.items() if k not in space.parents()})
+    others = named({k: v for k, v in {**space.seeds(), **base_of(space)}.items() if k not in space.parents()})
     wanted = {trial.recipe.digest: trial.recipe for trial in (*front, *parents, *others)}
     held_out = {}
     for digest, recipe in tqdm(wanted.items(), desc="Re-scoring on held-out data", unit="model", disable=not progress):
@@ -214,12 +193,3 @@ def _rescored(study: Study, space: Space, run: Path, score: Callable[[Recipe], S
         "parents": measured(parents),
         "others": measured(others),
     }
-
-
-def _claim(run: Path, fingerprint: str) -> None:
-    """Make the run's folder, or see that it is of the same data: scores kept there would be taken for this run's."""
-    mark = run / "data"
-    run.mkdir(parents=True, exist_ok=True)
-    if mark.is_file() and mark.read_text() != fingerprint:
-        raise RecipeError(f"{run} keeps a run on other data or metrics. Give another folder.")
-    mark.write_text(fingerprint)

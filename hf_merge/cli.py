@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,6 +110,14 @@ def parser() -> argparse.ArgumentParser:
     auto.add_argument("--trials", type=int, metavar="N", help="recipes to evaluate, in place of the study's number")
     auto.add_argument("--folder", type=Path, metavar="DIR", help="where the run is kept, in place of the study's folder")
     auto.add_argument("--push-to", metavar="ID", help="publish the chosen point to this repository at the end")
+    _shared(auto)
+
+    worker = command("worker", _worker, "Work on a study together with other processes, until its recipes are evaluated.")
+    worker.add_argument("study", type=Path, metavar="STUDY.yaml", help="the same for all workers")
+    worker.add_argument("--trials", type=int, metavar="N", help="recipes to evaluate, in place of the study's number")
+    worker.add_argument("--folder", type=Path, metavar="DIR", help="where this worker keeps its scores")
+    worker.add_argument("--device", metavar="NAME", help="this worker's device, such as cuda:1")
+    _shared(worker)
 
     shown = command("front", _front, "Show the front of a finished run.")
     shown.add_argument("folder", type=Path, metavar="DIR")
@@ -131,6 +140,11 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--cards", type=Path, metavar="DIR", help="copy the card and its picture into this folder")
     return top
+
+
+def _shared(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--storage", metavar="URL", help="where the study is, such as postgresql://user@host/name")
+    to.add_argument("--study", metavar="NAME", dest="study_name", help="its name there (default: hf_merge)")
 
 
 def _pickles(to: argparse.ArgumentParser) -> None:
@@ -181,12 +195,29 @@ def _adapters(options: argparse.Namespace) -> tuple[str, Any]:
 
 def _auto(options: argparse.Namespace) -> tuple[str, Any]:
     from hf_merge.auto import auto_merge, study_arguments
-    from hf_merge.recipes.yaml import load_mapping
 
-    given = {"trials": options.trials, "folder": options.folder, "push_to": options.push_to}
-    study = load_mapping(_text(options.study)) | {name: value for name, value in given.items() if value is not None}
+    study = _study(options, "trials", "folder", "push_to", "storage", "study_name")
     result = auto_merge(**study_arguments(study), progress=not options.quiet)
     return repr(result), result.to_dict()
+
+
+def _worker(options: argparse.Namespace) -> tuple[str, Any]:
+    from hf_merge.auto import join
+
+    study = _study(options, "trials", "folder", "device", "storage", "study_name")
+    if "storage" not in study:
+        raise RecipeError("Workers need a storage that all of them reach: give --storage, such as postgresql://user@host/name.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended hands its recipe back
+    done = join(study, study["storage"], study.get("study_name", "hf_merge"), progress=not options.quiet)
+    return repr(done), {"study": done.optuna.study_name, "evaluated": done.evaluated, "front": [t.number for t in done.front]}
+
+
+def _study(options: argparse.Namespace, *over: str) -> dict[str, Any]:
+    """What a study's file holds, but for what the command line says."""
+    from hf_merge.recipes.yaml import load_mapping
+
+    given = {name: getattr(options, name) for name in over}
+    return load_mapping(_text(options.study)) | {name: value for name, value in given.items() if value is not None}
 
 
 def _front(options: argparse.Namespace) -> tuple[str, Any]:

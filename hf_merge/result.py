@@ -22,6 +22,7 @@ from hf_merge.publishing.plots import Figure, plot_front, save_png
 from hf_merge.publishing.push import check_writable, push_collection
 from hf_merge.recipes.yaml import from_dict, to_dict
 from hf_merge.scores import Score, Scores, load_scores, save_scores
+from hf_merge.scoring import scores_path
 from hf_merge.search.trial import Front, Split, Trial
 from hf_merge.single import card_facts, merge_to_hub
 from hf_merge.version import __version__
@@ -227,11 +228,6 @@ class MergeResult:
         return f'{shown}<img alt="Pareto front" style="max-width:100%" src="data:image/png;base64,{picture}">'
 
 
-def scores_path(folder: Path, split: Split, digest: str) -> Path:
-    """Where a result keeps the scores of a recipe on a split."""
-    return folder / "scores" / split / f"{digest}.npz"
-
-
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:
     return {
         "number": trial.number,
@@ -242,6 +238,8 @@ def _trial_to_dict(trial: Trial) -> dict[str, Any]:
         "held_out": _scores_to_dict(trial.held_out),
         "seconds": trial.seconds,
         "error": trial.error,
+        "violations": dict(trial.violations),
+        "stopped": trial.stopped,
     }
 
 
@@ -261,6 +259,8 @@ def _trial_from_dict(content: Mapping[str, Any], folder: Path) -> Trial:
         recipe=recipe,
         error=content["error"],
         seconds=content["seconds"],
+        violations=content.get("violations", {}),
+        stopped=content.get("stopped", False),
         scores=scores["search"] or _plain(content["scores"]),
         held_out=scores["held_out"] or _plain(content["held_out"]),
     )

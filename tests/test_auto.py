@@ -365,7 +365,7 @@ def test_a_study_file_gives_the_arguments_and_unknown_keys_are_errors() -> None:
         ({"trails": 7}, "trials"),
         ({"token": "x"}, "token"),
         ({"objectives": [{"name": "x", "dataset": "d", "metrics": "f1"}]}, "metric"),
-        ({"objectives": [{"name": "x"}]}, "dataset"),
+        ({"objectives": [{"dataset": "d"}]}, "name"),
         ({"models": "org/a"}, "models"),
     ]:
         with pytest.raises(RecipeError, match=match):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from tiny_models import Maker
+from tiny_models import WORDS, Maker
 from transformers import AutoModelForCausalLM
 
 import hf_merge
@@ -16,7 +16,7 @@ from hf_merge.demo.hub.server import LocalHub
 from hf_merge.recipes import yaml
 from hf_merge.version import __version__
 
-COMMANDS = ("check", "merge", "auto", "front", "push", "demo")
+COMMANDS = ("check", "merge", "auto", "worker", "front", "push", "demo")
 HEAVY = (
     "torch",
     "transformers",
@@ -220,3 +220,46 @@ def test_merge_loads_neither_evaluation_nor_search(recipe: Path, tmp_path: Path)
     code, *loaded = done.stdout.splitlines()[-1].split()
     assert code == "0", done.stderr
     assert set(loaded) == {"torch", "numpy", "yaml"}
+
+
+@pytest.fixture
+def study(make: Maker, tmp_path: Path) -> Path:
+    """A study file on local models and texts."""
+    base, one, two = make("llama", 3)
+    for name in ("ab", "cd"):
+        rows = [json.dumps({"text": f"{WORDS[i % 7]} {WORDS[i % 5]} {WORDS[i % 3]}"}) for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    objectives = [{"name": n, "task": "language-modeling", "dataset": str(tmp_path / f"{n}.jsonl")} for n in ("ab", "cd")]
+    path = tmp_path / "study.yaml"
+    content = {"base": str(base), "models": [str(one), str(two)], "objectives": objectives, "trials": 6, "device": "cpu"}
+    path.write_text(json.dumps(content | {"folder": str(tmp_path / "run")}))
+    return path
+
+
+def test_workers_and_auto_share_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    assert run("worker", study, "--storage", storage, "--study", "both", "--trials", 5, "--quiet", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["evaluated"] == 5
+    assert run("auto", study, "--storage", storage, "--study", "both", "--quiet", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["search"]["evaluated"] == 6
+    assert not (tmp_path / "run" / "study.log").exists()
+
+
+def test_a_worker_without_a_storage_is_told_to_name_one(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("worker", study) == 1
+    assert "give --storage, such as postgresql://user@host/name" in capsys.readouterr().err
+
+
+def test_a_worker_with_other_data_is_refused(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    assert run("worker", study, "--storage", storage, "--quiet") == 0
+    (tmp_path / "ab.jsonl").write_text("\n".join(json.dumps({"text": f"{WORDS[i % 4]} {WORDS[i % 6]}"}) for i in range(40)))
+    capsys.readouterr()
+    assert run("worker", study, "--storage", storage, "--folder", tmp_path / "other", "--quiet") == 1
+    assert "was started with other settings:\n  fingerprint, data: was" in capsys.readouterr().err
+
+
+def test_a_worker_keeps_constraints(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study.write_text(json.dumps(json.loads(study.read_text()) | {"constraints": {"ab": "<= base"}}))
+    assert run("worker", study, "--storage", f"sqlite:///{tmp_path}/study.db", "--quiet") == 0
+    assert "Study 'hf_merge': 6 recipes evaluated" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A model in memory whose parameters take a new recipe in place: no disk, no reload."""
 
+import math
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,9 +13,10 @@ from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import align
 from hf_merge.merging.architecture import known_config, model_class, without_bars
-from hf_merge.merging.merger import Merger, merge_into
+from hf_merge.merging.merger import Merger, merge_into, pieces_of
 from hf_merge.merging.plan import MergePlan, Opened, plan
 from hf_merge.recipes.recipe import Recipe
+from hf_merge.tensors import loops
 
 RAM_SHARE = 0.4
 """Share of the machine's memory that the models being merged may hold; larger ones are memory-mapped from the local cache."""
@@ -53,6 +55,25 @@ class LiveModel:
         with torch.no_grad():
             for name, tensor in merged.items():
                 self._targets[name].copy_(tensor)
+
+    def distance(self, recipe: Recipe) -> float:
+        """Σ |θ - θ'|: the L1 norm of the difference of the weights in memory from those of another `recipe`, the base's say.
+
+        Raises `MergeError` where the checkpoint's layout is not the module's.
+        """
+        compiled = self._plan(recipe)
+        if not compiled.jobs.keys() <= self._targets.keys():
+            raise MergeError(f"{compiled.primary.label}: no distance between models whose layout transformers converts.")
+        merger, found = Merger(compiled, self.device), []
+        for piece in (piece for job in compiled.jobs.values() for piece in pieces_of(job)):
+            flat = self._targets[piece.job.name].detach().view(-1)
+
+            def add(start: int, values: Tensor, flat: Tensor = flat) -> None:
+                there = flat[start : start + len(values)].to("cpu", torch.float32)
+                found.append(loops.sizes((there - values.float()).numpy()))
+
+            merger.merge(piece, add)
+        return math.fsum(found)
 
     def _plan(self, recipe: Recipe) -> MergePlan:
         return plan(recipe, self._opened, align=self._align)

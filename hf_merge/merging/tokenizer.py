@@ -38,6 +38,11 @@ def is_tokenizer_file(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in TOKENIZER)
 
 
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether a model has a tokenizer of its own."""
+    return any(map(is_tokenizer_file, checkpoint.files.sizes))
+
+
 def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files of a model's tokenizer, by name."""
     names = [name for name in checkpoint.files.sizes if is_tokenizer_file(name)]
