@@ -1,48 +1,44 @@
 """What a search may vary: the same parameters in every trial, whichever merge method a trial draws."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from hf_merge.errors import RecipeError, unknown
+from hf_merge.errors import RecipeError
 from hf_merge.methods import METHODS
 from hf_merge.model_ref import ModelRef
-from hf_merge.recipes.parameters import UNIT_INTERVAL
 from hf_merge.recipes.recipe import Recipe, RecipeModel
+from hf_merge.recipes.value import Value
+from hf_merge.search.canonical import SUMS, WHOLE, Weighted, canonical
+from hf_merge.search.groups import Groups, wrong_groups
+from hf_merge.search.nearest import densities_of, number_of, position_at, reaching, weights_at
+from hf_merge.search.ranges import LOGARITHMIC, PROPORTIONS, RANGES, REFUSED, searched, wrong_ranges
+from hf_merge.search.shares import rounded, shares, size_of, within
 
-RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"weight": (0.0, 1.0), "density": (0.05, 1.0), "scaling": (0.3, 1.5), "t": (0.0, 1.0)}
-)
-"""The range of each number that is searched. Weights are free in [0, 1], so their sum is free as well: the best sums often
-add up to more than 1."""
-
-DIGITS = 9
-"""Digits after the point that a recipe's numbers keep, so that equal merges have equal recipes."""
-
-SEARCHED = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
-"""The merge methods that a search can vary so far: every number of theirs has a range above."""
-
-_ALL_KEPT = {"dare_linear": "task_arithmetic", "dare_ties": "ties"}
-"""What a random method is once it drops nothing."""
-
-_SUMS = ("linear", "task_arithmetic")
+DRAWN_DIGITS = 12
+"""Digits after the point of a drawn number: Optuna's crossovers return the end of a range one step short of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
     """The recipes that a search may try. Checks itself; raises `RecipeError` with all that is wrong.
 
-    `models` may be given as ids, paths, `ModelRef`s or `RecipeModel`s without parameters. `ranges` overrides `RANGES` by name.
+    `models` may be given as ids, paths, `ModelRef`s or `RecipeModel`s without parameters. `ranges` overrides `RANGES` by name;
+    one whose ends are equal fixes a number, and costs no dimension. Weights whose range starts below 0 may add up to almost 0:
+    `linear` is then the plain sum of the models, not divided by that. No other method with negative weights divides by it.
     `per_model_density` gives every model a density of its own (as MM-MO does, arXiv:2407.00487) instead of one for all.
     Every recipe gets `dtype` and `seed`, so a point of the space is the same merge whenever it is tried.
 
-    A point is a mapping: "method", "weight.<name>" for each model, "density.<name>" (or "density"), "scaling", "t"; a
-    parameter exists if some method of the space uses it. `scaling` is searched for the methods that divide by the sum of
-    the weights; for plain sums it would only repeat the weights.
+    `layer_groups` makes each weight and `t` a gradient over the depth between so many points, the first layer's and the last's
+    among them (more than the models have layers are of no use; what is in no layer takes the first). `module_groups` gives
+    kinds of modules weights of their own: parts of tensors' names by a name for them, such as {"attention": "self_attn", "mlp":
+    "mlp"}, of which the first that matches holds; all other tensors are the group "rest".
+
+    A point is a mapping: "method", "weight.<name>" for each model, "density.<name>" (or "density"), and the methods' other
+    numbers; a parameter exists if some method of the space uses it. Groups follow the name: "weight.<name>.attention.1", "t.2".
     """
 
     models: tuple[RecipeModel, ...]
@@ -50,6 +46,8 @@ class Space:
     methods: tuple[str, ...] = ("task_arithmetic", "ties", "dare_ties")
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     per_model_density: bool = True
+    layer_groups: int = 1
+    module_groups: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     dtype: str | None = None
     seed: int = 0
 
@@ -58,6 +56,9 @@ class Space:
             object.__setattr__(self, "methods", (self.methods,))
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
         object.__setattr__(self, "base", None if self.base is None else ModelRef.parse(self.base))
+        if isinstance(self.module_groups, Mapping):
+            listed = {k: tuple(v) if isinstance(v, list | tuple) else (v,) for k, v in self.module_groups.items()}
+            object.__setattr__(self, "module_groups", listed)
         if not self.models:
             raise RecipeError("A search space needs models to merge, got none.")
         # A recipe's own checks and distinct names, without a second copy of them.
@@ -70,8 +71,8 @@ class Space:
         if not self.methods:
             yield f"A search space needs merge methods, got none. Known: {', '.join(sorted(METHODS))}."
         for method in self.methods:
-            if method in METHODS and method not in SEARCHED:
-                yield f"{method} cannot be searched yet, only merged from a recipe. Searched are: {', '.join(SEARCHED)}."
+            if method in REFUSED:
+                yield f"{method} cannot be searched: {REFUSED[method]}. Write a recipe, or leave it out."
                 continue
             try:
                 Recipe(method=method, models=self.models, base=self.base, dtype=self.dtype, seed=self.seed)
@@ -82,79 +83,64 @@ class Space:
                 yield f"{model.name!r} has parameters {dict(model.parameters)!r}: a search finds them, give `ranges` instead."
         if len({m.ref for m in self.models}) < len(self.models):
             yield f"A model is given twice: {', '.join(str(m.ref) for m in self.models)}."
-        for name, bounds in self.ranges.items():
-            if name not in RANGES:
-                yield unknown("range", name, RANGES)
-            elif not _is_range(bounds):
-                yield f"The range of {name!r} is (low, high) with finite low <= high, got {bounds!r}."
-            elif bounds[0] < 0 or (name in UNIT_INTERVAL and bounds[1] > 1):
-                wanted = "lies in [0, 1]" if name in UNIT_INTERVAL else "starts at 0 or above"
-                yield f"The range of {name!r} {wanted}, got {bounds!r}."
+        yield from wrong_ranges(self.ranges, self.methods)
+        yield from wrong_groups(self.layer_groups, self.module_groups)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Every parameter and what it is drawn from; the same for all trials."""
-        used = {name for method in self.methods for name in _searched(method)}
         found: dict[str, BaseDistribution] = {"method": CategoricalDistribution(self.methods)}
-        for name in RANGES:
-            if name in used:
-                found |= {key: FloatDistribution(*self._range(name)) for key in self._keys(name)}
+        for kind in self._used():
+            low, high = self._range(kind)
+            if low < high:
+                drawn = FloatDistribution(low, high, log=kind in LOGARITHMIC and low > 0)
+                found |= dict.fromkeys((key for m in self.models for key in self._keys(kind, m)), drawn)
         return found
 
     def recipe(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of a point. It holds only what its method uses, and equal merges have equal recipes:
 
-        models of weight 0 are left out (with none left the recipe is the base alone); weights that the method divides by their
-        sum add up to 1; DARE that drops nothing is the sum or TIES that it then is; a plain sum whose weights add up to 1
-        is their average, so one model at weight 1 is that model alone.
+        models of weight or density 0 are left out, unless they matter to the method all the same (with none left the recipe is
+        the base alone); weights of which only the proportions matter add up to 1, in each group; a method that drops elements
+        is, if it drops nothing, the sum or TIES that it then is; a plain sum whose weights add up to 1 is their average, so
+        one model at weight 1 is that model alone; groups of equal numbers are one number.
         """
-        # Optuna's crossovers return the end of a range one step short of it; rounding puts it back.
-        params = {k: round(float(v), DIGITS) if k != "method" else v for k, v in params.items()}
         method = params["method"]
-        if "t" in _searched(method):
-            return self._between(method, params["t"])
-        weights = [params[f"weight.{m.name}"] for m in self.models]
-        models = [m for m, w in zip(self.models, weights, strict=True) if w != 0]
-        weights = [w for w in weights if w != 0]
-        if not models:
-            nothing = (RecipeModel(ref=self.base),) if self.base and method != "linear" else self.models
-            return self._average(nothing)
-        densities = [params[self._key("density", m)] for m in models] if "density" in _searched(method) else []
-        if all(d == 1 for d in densities):
-            method = _ALL_KEPT.get(method, method)
-        scaling = params["scaling"] if "scaling" in _searched(method) else 1.0
-        is_sum = method in _SUMS or (method == "ties" and len(models) == 1 and densities == [1])
-        if _normalizes(method):
-            weights = _shares(weights)
-        if is_sum and scaling == 1 and _is_one(sum(weights)):
-            return self._average(models, weights)
-        own = {"weight": weights} | ({"density": densities} if "density" in _searched(method) else {})
-        return self._made(method, models, own, {"scaling": scaling} if "scaling" in _searched(method) else {})
+        numbers = self._searched(method)
+        read = partial(self._number, params)
+        if "weight" in numbers:
+            return self._weighted(method, read)
+        if method in ("slerp", "paint"):
+            return self._between(method, [rounded(read("t", key)) for key in self._keys("t")])
+        shared = {name: rounded(read(kind)) for name, kind in numbers.items()}
+        if shared.get("scaling") == 0:
+            return self._nothing()
+        if method == "nearswap" and shared["t"] == 0:
+            return self._average(self.models[:1])
+        if method == "ramplus_tl" and 0 in (shared["r"], shared["alpha"]):
+            method, shared = "ram", {name: value for name, value in shared.items() if name not in ("r", "alpha")}
+        return self._made(method, self.models, {}, shared)
 
     def params(self, recipe: Recipe) -> dict[str, Any]:
         """The point nearest to `recipe`, with only the parameters that its method uses (a sampler completes the rest).
 
-        A plain sum or average, such as one model alone, that is not a method of the space is expressed with the one that
-        is nearest to it. Raises `RecipeError` for a recipe of other models or of another method.
+        A plain sum or average, such as one model alone, that is not a method of the space is expressed with one that can be
+        it, or else with the nearest one. Raises `RecipeError` for a recipe of other models, of another method or of slices.
         """
-        places = {m.ref: m for m in self.models}
+        refs = [m.ref for m in self.models]
         for model in recipe.models:
-            if model.ref not in places and model.ref != self.base:
-                raise RecipeError(f"{model.ref} is not a model of this space: {', '.join(str(ref) for ref in places)}.")
-        method = self._method_for(recipe)
-        if "t" in _searched(method):
-            return {"method": method, "t": self._clip("t", self._t(recipe))}
-        weights = self._weights(recipe)
-        found: dict[str, Any] = {"method": method}
-        found |= {f"weight.{m.name}": self._clip("weight", weights.get(m.ref, 0.0)) for m in self.models}
-        if "density" in _searched(method):
-            densities = recipe.arguments().get("density") or [1.0] * len(recipe.models)
-            for model, density in zip(recipe.models, densities, strict=True):
-                if model.ref in places:
-                    found[self._key("density", places[model.ref])] = self._clip("density", density)
-        if "scaling" in _searched(method):
-            found["scaling"] = self._clip("scaling", recipe.arguments()["scaling"] if recipe.method == method else 1.0)
-        return found
+            if model.ref not in refs and model.ref != self.base:
+                raise RecipeError(f"{model.ref} is not a model of this space: {', '.join(map(str, refs))}.")
+        # Only differences from the base can have the base in them.
+        with_base = self.base not in refs and any(m.ref == self.base for m in recipe.models)
+        able = [m for m in reaching(recipe, self.methods) if not with_base or METHODS[m].deltas(self.base is not None)]
+        if not able or recipe.layers:
+            raise RecipeError(f"This is not in a space of {', '.join(self.methods)}: {recipe}.")
+        if able[0] != recipe.method:
+            able.sort(key=lambda m: ("weight" not in self._searched(m), m in WHOLE, len(self._searched(m))))
+        points = [self._point(recipe, method) for method in able]
+        ends = {key: d.high for key, d in self.distributions.items() if isinstance(d, FloatDistribution)}
+        return next((p for p in points if self.recipe(ends | p).digest == recipe.digest), points[0])
 
     def parents(self) -> dict[str, Recipe]:
         """Each model alone, by its name."""
@@ -167,107 +153,127 @@ class Space:
     @property
     def description(self) -> dict[str, Any]:
         """All that makes this space what it is, as JSON: a stored search is resumed only in an equal space."""
-        used = {name for method in self.methods for name in _searched(method)}
+        groups: dict[str, Any] = {"layer_groups": self.layer_groups} if self.layer_groups > 1 else {}
+        if self.module_groups:  # their order counts
+            groups["module_groups"] = [[name, list(filters)] for name, filters in self.module_groups.items()]
         return {
             "base": str(self.base) if self.base else None,
             "models": [[str(m.ref), m.name] for m in self.models],
             "methods": list(self.methods),
-            "ranges": {name: list(self._range(name)) for name in RANGES if name in used},
+            "ranges": {name: list(self._range(name)) for name in self._used()},
             "per_model_density": self.per_model_density,
+            **groups,
             "dtype": self.dtype,
             "seed": self.seed,
         }
 
-    def _average(self, models: Sequence[RecipeModel], weights: Sequence[float] | None = None) -> Recipe:
-        return self._made("linear", models, {"weight": _shares(weights or [1.0] * len(models))}, {})
+    def _weighted(self, method: str, read: Callable[..., float]) -> Recipe:
+        numbers = self._searched(method)
+        drawn = Weighted(
+            method=method,
+            models=self.models,
+            weights=[[read("weight", key) for key in self._keys("weight", m)] for m in self.models],
+            densities=[rounded(read("density", *self._keys("density", m))) for m in self.models]
+            if "density" in numbers
+            else (),
+            shared={name: rounded(read(kind)) for name, kind in numbers.items() if name not in ("weight", "density")},
+        )
+        found = canonical(drawn, proportional=self._proportional(method))
+        if not found.models:
+            return self._average(self.models) if method == "linear" else self._nothing()
+        own: dict[str, Sequence[Value]] = {
+            "weight": [self._groups.value(weights) for weights in found.weights],
+            **found.dropping,
+        }
+        shared = {name: value for name, value in found.shared.items() if name not in own}
+        return self._made(found.method, found.models, own, shared)
 
-    def _between(self, method: str, t: float) -> Recipe:
-        if t in (0, 1):
-            return self._average([self.models[int(t)]])
-        return self._made(method, self.models, {}, {"t": t})
+    def _between(self, method: str, positions: Sequence[float]) -> Recipe:
+        if set(positions) == {0.0}:
+            return self._nothing() if method == "paint" else self._average(self.models[:1])
+        if set(positions) == {1.0}:
+            return self._average(self.models if method == "paint" else self.models[1:])
+        return self._made(method, self.models, {}, {"t": self._groups.value(positions)})
 
     def _made(
-        self, method: str, models: Sequence[RecipeModel], own: Mapping[str, Sequence[float]], shared: Mapping[str, float]
+        self, method: str, models: Sequence[RecipeModel], own: Mapping[str, Sequence[Value]], shared: Mapping[str, Value]
     ) -> Recipe:
         return Recipe(
             method=method,
             models=tuple(
                 RecipeModel(ref=m.ref, name=m.name, parameters={k: v[i] for k, v in own.items()}) for i, m in enumerate(models)
             ),
-            base=self.base if METHODS[method].space == "delta" else None,
+            base=self.base if METHODS[method].deltas(self.base is not None) else None,
             parameters=shared,
             dtype=self.dtype,
             seed=self.seed,
         )
 
-    def _method_for(self, recipe: Recipe) -> str:
-        """The recipe's own method, or for a plain sum the one with the fewest numbers that can have the base in it."""
-        with_base = any(m.ref == self.base for m in recipe.models)
-        able = [m for m in self.methods if METHODS[m].space == "delta" or not with_base]
-        if recipe.method in able:
-            return recipe.method
-        if recipe.method not in _SUMS or not able:
-            raise RecipeError(f"This is not in a space of {', '.join(self.methods)}: {recipe}.")
-        return min(able, key=lambda m: ("t" in _searched(m), len(_searched(m))))
+    def _average(self, models: Sequence[RecipeModel]) -> Recipe:
+        return self._made("linear", models, {"weight": shares([1.0] * len(models))}, {})
 
-    def _weights(self, recipe: Recipe) -> dict[ModelRef, float]:
-        """Each model's weight as a plain sum would have it."""
-        arguments = recipe.arguments()
-        weights = arguments["weights"]
-        if recipe.method == "linear" and arguments["normalize"]:
-            weights = _shares(weights)
-        elif "scaling" not in _searched(recipe.method):
-            weights = [w * arguments.get("scaling", 1.0) for w in weights]
-        return dict(zip((m.ref for m in recipe.models), weights, strict=True))
+    def _nothing(self) -> Recipe:
+        """What merging none of the models leaves: the base."""
+        return self._average((RecipeModel(ref=self.base),) if self.base else self.models)
 
-    def _t(self, recipe: Recipe) -> float:
-        """How far from the first to the second model of the space a SLERP, or a weighted sum of the two, stands."""
-        if "t" in recipe.arguments():
-            t = float(recipe.arguments()["t"])
-            return t if recipe.models[0].ref == self.models[0].ref else 1 - t
-        first, second = (self._weights(recipe).get(m.ref, 0.0) for m in self.models)
-        return second / (first + second) if first + second else 0.0
+    def _point(self, recipe: Recipe, method: str) -> dict[str, Any]:
+        """The point of `method` that is nearest to a recipe."""
+        found: dict[str, Any] = {"method": method}
+        for name, kind in self._searched(method).items():
+            low, high = self._range(kind)
+            if low < high:
+                near = self._near(recipe, method, name)
+                found |= {key: min(max(float(value), low), high) for key, value in near.items()}
+        return found
 
-    def _range(self, name: str) -> tuple[float, float]:
-        low, high = self.ranges.get(name, RANGES[name])
+    def _near(self, recipe: Recipe, method: str, name: str) -> dict[str, float]:
+        """What one number of a method is in `recipe`, by parameter."""
+        kind = self._searched(method)[name]
+        refs, places = [m.ref for m in self.models], self._groups.places
+        if kind == "t":
+            return {key: position_at(recipe, at, method, refs) for key, at in zip(self._keys("t"), places, strict=True)}
+        if kind == "density":
+            kept = densities_of(recipe)
+            return {key: kept[m.ref] for m in self.models if m.ref in kept for key in self._keys("density", m)}
+        if kind not in ("weight", "scaling"):
+            return {kind: number_of(recipe, name, METHODS[method].parameters[name].default)}
+        scaled = "scaling" not in self._searched(method)
+        found = (weights_at(recipe, at, scaled) for at in places)
+        rows = [[weights.get(ref, 0.0) for ref in refs] for weights in found]
+        if kind == "scaling" and recipe.method not in SUMS:
+            return {kind: number_of(recipe, name, 1.0)}
+        if kind == "scaling":
+            return {kind: size_of(rows[0]) or 1.0 if self._proportional(method) else 1.0}
+        if self._proportional(method):
+            rows = [within(row, *self._range("weight")) for row in rows]
+        keys = zip(*(self._keys("weight", m) for m in self.models), strict=True)
+        return {key: weight for row, group in zip(rows, keys, strict=True) for key, weight in zip(group, row, strict=True)}
+
+    def _number(self, params: Mapping[str, Any], kind: str, key: str = "") -> float:
+        low, high = self._range(kind)
+        return rounded(float(params[key or kind]) if low < high else low, DRAWN_DIGITS)
+
+    def _range(self, kind: str) -> tuple[float, float]:
+        low, high = self.ranges.get(kind, RANGES[kind])
         return float(low), float(high)
 
-    def _clip(self, name: str, value: float) -> float:
-        low, high = self._range(name)
-        return min(max(float(value), low), high)
+    def _keys(self, kind: str, model: RecipeModel | None = None) -> list[str]:
+        """The parameters of one number: of each group, if groups have their own, and of `model`, if models have."""
+        own = model is not None and (kind == "weight" or (kind == "density" and self.per_model_density))
+        name = f"{kind}.{model.name}" if model is not None and own else kind
+        return [name + suffix for suffix in self._groups.suffixes] if kind in ("weight", "t") else [name]
 
-    def _key(self, name: str, model: RecipeModel) -> str:
-        shared = name in ("scaling", "t") or (name == "density" and not self.per_model_density)
-        return name if shared else f"{name}.{model.name}"
+    def _searched(self, method: str) -> dict[str, str]:
+        return searched(method, self.base is not None)
 
-    def _keys(self, name: str) -> list[str]:
-        return list(dict.fromkeys(self._key(name, m) for m in self.models))
+    def _used(self) -> list[str]:
+        """The ranges that some method of the space uses, in the order of `RANGES`."""
+        used = {kind for method in self.methods for kind in self._searched(method).values()}
+        return [kind for kind in RANGES if kind in used]
 
+    def _proportional(self, method: str) -> bool:
+        return method in PROPORTIONS and not (method == "linear" and self._range("weight")[0] < 0)
 
-def _searched(method: str) -> list[str]:
-    """The numbers of a method that a search varies."""
-    parameters = METHODS[method].parameters
-    return [name for name in RANGES if name in parameters and (name != "scaling" or _normalizes(method))]
-
-
-def _normalizes(method: str) -> bool:
-    normalize = METHODS[method].parameters.get("normalize")
-    return normalize is not None and bool(normalize.default)
-
-
-def _shares(weights: Sequence[float]) -> list[float]:
-    """`weights` as parts of 1, rounded and never divided twice: proportional weights then have one recipe."""
-    total = sum(weights)
-    return list(weights) if _is_one(total) else [round(w / total, DIGITS) for w in weights]
-
-
-def _is_one(total: float) -> bool:
-    return math.isclose(total, 1, abs_tol=100 * 10**-DIGITS)
-
-
-def _is_range(bounds: Any) -> bool:
-    try:
-        low, high = (float(b) for b in bounds)
-    except (TypeError, ValueError):
-        return False
-    return math.isfinite(low) and math.isfinite(high) and low <= high
+    @property
+    def _groups(self) -> Groups:
+        return Groups(layers=self.layer_groups, modules=self.module_groups)

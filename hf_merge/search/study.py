@@ -1,13 +1,13 @@
-"""A search as it is stored: its trials, its reference point, and what it takes to resume it."""
+"""A search as it is stored: its trials, its reference point, and how a trial begins and ends."""
 
-import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -15,92 +15,100 @@ from hf_merge.errors import HfMergeError, RecipeError
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.recipes.yaml import from_dict, to_dict
 from hf_merge.scores import MAXIMIZE, Score, Scores
-from hf_merge.search.storage import Storage, backend, journal
-from hf_merge.search.trial import Front, Trial, to_points
-from hf_merge.version import __version__
+from hf_merge.search.claims import Claim, Standing, claim, has_outcome, holders, queued_again, standing
+from hf_merge.search.constraints import BEST_PARENT, Bound, bounds
+from hf_merge.search.storage import Storage, backend, journal, quiet, shown
+from hf_merge.search.trial import Front, Trial, reference_point
 
-MARGIN = 0.1
-"""How far beyond the worst parent the reference point lies, as a part of the parents' range."""
+DEATHS = 3
+"""Processes that may die of a recipe before it is stored as failed: one that is too large must not end every worker."""
+
+SILENCE = 120.0
+"""Seconds without a sign of life after which a worker is taken for dead."""
 
 
 class Study:
     """A stored search. `optuna` is the Optuna study behind it, for Optuna's own plots and tables.
 
     One `Trial` stands for each recipe that was tried. Optuna's study has more: repeats of a recipe, told with the scores that
-    it already had (user attribute `repeat_of`), and trials that were interrupted and queued again.
+    it already had (user attribute `repeat_of`), trials that were interrupted or whose worker died, queued again as another
+    trial (which says so: `again`), and trials that one worker began while another took the last of the budget (`released`). How
+    several workers share a study is told in `claims`.
     """
 
     def __init__(self, study: optuna.Study) -> None:
-        if "settings" not in study.user_attrs:
+        attrs = study.user_attrs
+        if "settings" not in attrs:
             raise RecipeError(f"The study {study.study_name!r} was not made by hf_merge. Give another study_name.")
         self.optuna = study
+        self.settings = attrs["settings"]
+        self._parents: list[str] = attrs["parents"]
+        self._anchors: dict[str, str] = attrs.get("first", {})
+        self.silence: float = attrs.get("silence", SILENCE)
+        constraints = dict(self.settings.get("constraints", []))
+        self.bounds: dict[str, Bound] = bounds(constraints, self.directions, self._anchors)
+        self._known: dict[int, Trial] = {}
+        self.made = False
+        """Whether this process made it."""
 
     @classmethod
     def load(cls, storage: Storage, study_name: str = "hf_merge") -> "Study":
         """The study in a storage, also while a search is running in it. Raises `HfMergeError` if there is none."""
         path = journal(storage)
-        with _quiet():
+        with quiet():
             try:
                 if path is not None and not path.exists():  # Optuna would make an empty one
                     raise KeyError(study_name)
                 return cls(optuna.load_study(study_name=study_name, storage=backend(storage), sampler=RandomSampler()))
             except KeyError as error:
-                raise HfMergeError(f"There is no study {study_name!r} in {storage}.") from error
-
-    @classmethod
-    def open(cls, storage: Storage, study_name: str, settings: Mapping[str, Mapping[str, Any]], parents: list[str]) -> "Study":
-        """The study to continue; a new one if there is none, or if nothing was ever scored in it.
-
-        `settings` (sections of JSON values, one of them "directions") must equal the stored ones, else `RecipeError` says what
-        differs. `parents` are the digests of the recipes that fix the reference point. Only one process may have a study open.
-        """
-        store = backend(storage)
-        with _quiet():
-            if study_name in optuna.get_all_study_names(store):
-                found = optuna.load_study(study_name=study_name, storage=store, sampler=RandomSampler())
-                trials = found.get_trials(deepcopy=False)
-                if any("settings" not in found.user_attrs or "scores" in t.user_attrs for t in trials):
-                    study = cls(found)
-                    study._check(settings, storage)
-                    study.requeue()
-                    return study
-                optuna.delete_study(study_name=study_name, storage=store)
-            directions = settings["directions"]
-            made = optuna.create_study(study_name=study_name, storage=store, directions=list(directions.values()))
-            made.set_metric_names(list(directions))
-            made.set_user_attr("hf_merge", __version__)
-            made.set_user_attr("parents", parents)
-            made.set_user_attr("settings", {section: list(values.items()) for section, values in settings.items()})
-            return cls(made)
-
-    def _check(self, settings: Mapping[str, Mapping[str, Any]], storage: Storage) -> None:
-        stored, wrong = self.optuna.user_attrs["settings"], []
-        for section in sorted(stored.keys() | settings.keys()):
-            before = dict(stored.get(section, []))
-            now = json.loads(json.dumps(dict(settings.get(section, {}))))
-            names = [n for n in before | now if before.get(n) != now.get(n)]
-            wrong += [f"  {section}, {name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
-        if wrong:
-            where = "" if storage is None else f" in {storage}"
-            raise RecipeError(
-                f"The study {self.optuna.study_name!r}{where} was started with other settings:\n" + "\n".join(wrong) + "\n"
-                "Search with those to resume it, or give another study_name or storage to start anew."
-            )
+                raise HfMergeError(f"There is no study {study_name!r} in {shown(storage)}.") from error
 
     @property
     def directions(self) -> dict[str, str]:
         """`maximize` or `minimize` by objective."""
-        return dict(self.optuna.user_attrs["settings"]["directions"])
+        return dict(self.settings["directions"])
 
     @property
     def trials(self) -> list[Trial]:
         """The recipes tried, in the order of their numbers: those with scores, and those that failed with their `error`."""
-        return [_trial(t) for t in self._first_tries()]
+        stored = self._stored()
+        found = [self._tried(t) for t in holders(stored).values() if t.state.is_finished()]
+        if not self.bounds:
+            return found
+        limits = self._limits(found)
+        return [replace(t, violations={k: v for k, v in self._violations(t.scores, limits).items() if v > 0}) for t in found]
+
+    def _tried(self, ended: FrozenTrial) -> Trial:
+        if ended.number not in self._known:
+            self._known[ended.number] = _trial(ended)
+        return self._known[ended.number]
+
+    def _limits(self, trials: Sequence[Trial]) -> dict[str, float | None]:
+        """By constrained objective the score of its anchor: None as long as there is none, NaN if there never will be."""
+        by_digest = {t.recipe.digest: t for t in trials}
+        found: dict[str, float | None] = {}
+        for name, bound in self.bounds.items():
+            wanted = self._parents if bound.anchor == BEST_PARENT else [self._anchors.get(bound.anchor or "", "")]
+            tried = [by_digest[digest] for digest in wanted if digest in by_digest]
+            values = [t.scores[name].value for t in tried if t.scores]
+            best = (max if self.directions[name] == MAXIMIZE else min)(values, default=math.nan)
+            found[name] = best if len(tried) == len(wanted) else None
+        return found
+
+    def _violations(self, scores: Scores, limits: Mapping[str, float | None]) -> dict[str, float]:
+        """How far each constraint is broken, 0 where its anchor has no score yet; nothing for a trial that failed."""
+        if not scores:
+            return {}
+        return {name: bound.violation(scores[name].value, limits[name]) for name, bound in self.bounds.items()}
 
     @property
     def evaluated(self) -> int:
         """How many recipes were evaluated, failures included; repeats, and scores known beforehand, cost nothing."""
-        return sum("known" not in t.user_attrs for t in self._first_tries())
+        return self.standing().evaluated
+
+    def standing(self, stored: list[FrozenTrial] | None = None) -> Standing:
+        """Where the study stands, by the trials that Optuna has (or had, if they are given)."""
+        return standing(self._stored() if stored is None else stored)
 
     @property
     def repeats(self) -> int:
@@ -123,42 +131,57 @@ class Study:
         if stored is not None:
             return dict(stored)
         scored = [t for t in self.trials if t.scores]
-        parents = [t for t in scored if t.recipe.digest in self.optuna.user_attrs["parents"]]
-        return _beyond(parents or scored, self.directions)
+        parents = [t for t in scored if t.recipe.digest in self._parents]
+        return reference_point([t.scores for t in parents or scored], self.directions)
 
     def fix_reference(self) -> None:
         """Stores the reference point if it is not there yet and all parents have been tried."""
-        attrs = self.optuna.user_attrs
-        if "reference" in attrs:
+        if "reference" in self.optuna.user_attrs:
             return
-        scored = {t.user_attrs["digest"]: "scores" in t.user_attrs for t in self._first_tries()}
-        if any(scored.values()) and set(attrs["parents"]) <= scored.keys():
+        scored = {t.recipe.digest: bool(t.scores) for t in self.trials}
+        if any(scored.values()) and set(self._parents) <= scored.keys():
             self.optuna.set_user_attr("reference", self.reference)
 
-    def enqueue(self, recipe: Recipe, params: dict[str, Any], label: str) -> None:
-        """Puts `recipe`, whose nearest point of the space is `params`, next in the queue, unless the study has it already."""
-        if all(t.user_attrs.get("digest") != recipe.digest for t in self._stored()):
-            attrs = {"digest": recipe.digest, "recipe": to_dict(recipe), "label": label}
-            self.optuna.enqueue_trial(params, user_attrs=attrs)
-
-    def requeue(self) -> None:
-        """Ends what is running in no process any more: told if it had been scored, else queued to run again."""
-        for trial in self._stored():
-            if trial.state != TrialState.RUNNING:
+    def requeue(self, numbers: Iterable[int] | None = None, *, died: bool = True) -> None:
+        """Ends trials (all that are running, or those with `numbers`) which no process runs any more: told if they have their
+        outcome, else queued to run again. The recipe is queued before its trial is ended, so a kill in between loses nothing,
+        and only once, whoever sees it first. A recipe of which `DEATHS` processes have `died` is not run again."""
+        stored = self._stored()
+        queued = queued_again(stored)
+        for trial in stored:
+            if trial.state != TrialState.RUNNING or (numbers is not None and trial.number not in numbers):
                 continue
-            if not _is_scored(trial):  # queued before it is ended: a kill in between repeats it and does not lose it
-                kept = {k: v for k, v in trial.user_attrs.items() if k in ("digest", "recipe", "label")}
+            attrs = trial.user_attrs
+            if "digest" in attrs and not has_outcome(trial) and trial.number not in queued:
+                kept = {k: v for k, v in attrs.items() if k in ("digest", "recipe", "label", "known")}
+                kept |= {"again": trial.number, "deaths": attrs.get("deaths", 0) + died}
                 self.optuna.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params, user_attrs=kept)
-            self._tell(trial.number, trial.user_attrs)
+            self._tell(trial.number, attrs)
 
-    def start(self, asked: optuna.Trial, recipe: Recipe) -> Recipe:
-        """Notes what a trial is about to run, and returns it: the recipe it was queued with, or else `recipe`."""
+    def start(self, asked: optuna.Trial, recipe: Recipe, *, known: Container[str] = (), worker: str = "") -> Recipe:
+        """Declares what a trial is about to run, and returns it: the recipe it was queued with, or else `recipe`. A recipe
+        whose digest is `known` does not count."""
         queued = asked.user_attrs.get("recipe")
         if queued is not None:
-            return from_dict(queued)
-        asked.set_user_attr("digest", recipe.digest)
-        asked.set_user_attr("recipe", to_dict(recipe))
+            recipe = from_dict(queued)
+        if worker:
+            asked.set_user_attr("worker", worker)
+            asked.set_user_attr("beat", 0)
+        if recipe.digest in known:
+            asked.set_user_attr("known", True)
+        if queued is None:
+            asked.set_user_attr("recipe", to_dict(recipe))
+            asked.set_user_attr("digest", recipe.digest)  # last: it stands for the others
         return recipe
+
+    def claim(self, asked: optuna.Trial, trials: int) -> Claim:
+        """Whether a started trial may be evaluated in a budget of `trials`."""
+        return claim(self._stored(), asked.number, trials)
+
+    def ended(self, number: int) -> Trial | None:
+        """The trial with this number, if it has ended."""
+        stored = self._stored()[number]
+        return self._tried(stored) if stored.state.is_finished() else None
 
     def finish(
         self,
@@ -167,40 +190,47 @@ class Study:
         scores: Scores | None = None,
         error: str = "",
         seconds: float = 0.0,
-        known: bool = False,
-        repeat_of: Trial | None = None,
-    ) -> Trial:
+        repeat_of: int | None = None,
+    ) -> Trial | None:
         """Stores how a trial ended. All that says so is there before the last attribute is, so a kill at any point leaves
-        either a trial to run again or one that has its outcome."""
-        marks = {"seconds": seconds} | ({"known": True} if known else {})
-        marks |= {"repeat_of": repeat_of.number} if repeat_of else {}
+        either a trial to run again or one that has its outcome. None if it had been taken from this worker before that."""
+        marks = {"seconds": seconds} | ({} if repeat_of is None else {"repeat_of": repeat_of})
+        if scores and any(score.rows is not None for score in scores.values()):
+            marks["stopped"] = True
         outcome = {"scores": _to_json(scores)} if scores else {"error": error}
-        for name, value in (marks | outcome).items():
-            asked.set_user_attr(name, value)
+        try:
+            if scores and self.bounds:
+                for name, violation in self._violations(scores, self._limits(self.trials)).items():
+                    asked.set_constraint(name, violation if math.isfinite(violation) else 1.0)
+            for name, value in (marks | outcome).items():
+                asked.set_user_attr(name, value)
+        except UpdateFinishedTrialError:
+            pass
         self._tell(asked.number, asked.user_attrs)
-        return _trial(self.optuna.get_trials(deepcopy=False)[asked.number])
+        stored = self._stored()[asked.number]
+        return _trial(stored) if has_outcome(stored) else None
+
+    def drop(self, asked: optuna.Trial, *, repeat_of: int | None = None) -> None:
+        """Ends a trial without an outcome: another one is evaluating its recipe, or the budget is spent."""
+        with suppress(UpdateFinishedTrialError):
+            asked.set_user_attr(*(("released", True) if repeat_of is None else ("repeat_of", repeat_of)))
+        self._tell(asked.number, {})
 
     def _tell(self, number: int, attrs: Mapping[str, Any]) -> None:
         values = [attrs["scores"][name]["value"] for name in self.directions] if "scores" in attrs else None
-        self.optuna.tell(number, values, state=None if values else TrialState.FAIL)
+        try:
+            self.optuna.tell(number, values, state=None if values else TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):  # ended already, by this worker or by another that took it for dead
+            if not self._stored()[number].state.is_finished():
+                raise
 
     def _stored(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
-
-    def _first_tries(self) -> Iterator[FrozenTrial]:
-        for trial in self._stored():
-            if trial.state.is_finished() and _is_scored(trial) and "repeat_of" not in trial.user_attrs:
-                yield trial
 
     def __repr__(self) -> str:
         failed = sum(t.error is not None for t in self.trials)
         counts = f"{self.evaluated} recipes evaluated, {failed} failed, {len(self.front)} on the front"
         return f"Study {self.optuna.study_name!r}: {counts}"
-
-
-def _is_scored(stored: FrozenTrial) -> bool:
-    """Whether it has its outcome, which a trial that was cut off has not."""
-    return "scores" in stored.user_attrs or "error" in stored.user_attrs
 
 
 def _trial(stored: FrozenTrial) -> Trial:
@@ -215,6 +245,7 @@ def _trial(stored: FrozenTrial) -> Trial:
         error=attrs.get("error"),
         label=attrs.get("label", ""),
         seconds=attrs["seconds"],
+        stopped=attrs.get("stopped", False),
     )
 
 
@@ -224,28 +255,3 @@ def _to_json(scores: Scores) -> dict[str, dict[str, Any]]:
         | ({"interval": list(s.interval)} if s.interval else {})
         for name, s in scores.items()
     }
-
-
-def _beyond(trials: Sequence[Trial], directions: Mapping[str, str]) -> dict[str, float]:
-    if not trials:
-        return dict.fromkeys(directions, 0.0)
-    points = to_points(trials, directions)
-    found = {}
-    for column, (name, direction) in zip(points.T, directions.items(), strict=True):
-        worst = float(column.min())
-        span = float(column.max()) - worst or abs(worst) or 1.0
-        found[name] = (1 if direction == MAXIMIZE else -1) * (worst - MARGIN * span)
-    return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna without its greetings: a new study's INFO line, and the warning that names of objectives are experimental."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -13,6 +13,9 @@ from hf_merge.scores import MAXIMIZE, Scores
 
 Split = Literal["search", "held_out"]
 
+MARGIN = 0.1
+"""How far beyond the worst parent the reference point lies, as a part of the parents' range."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
@@ -20,7 +23,9 @@ class Trial:
 
     `scores` come from search data and are empty if the trial failed with `error`; `held_out` comes from data that the search
     never saw and is there for parents and front points only. `label` names a trial that is not the sampler's (a parent, the
-    uniform average). `seconds` is the whole cost: merging and measuring.
+    uniform average). `seconds` is the whole cost: merging and measuring. `violations` says by how much it breaks each of the
+    search's constraints that it breaks, in the objective's unit. One that a race `stopped` was seen on some rows only: its
+    scores are estimates, and it is on no front.
     """
 
     number: int
@@ -30,6 +35,8 @@ class Trial:
     error: str | None = None
     label: str = ""
     seconds: float = 0.0
+    violations: Mapping[str, float] = field(default_factory=dict)
+    stopped: bool = False
 
     def on(self, split: Split) -> Scores:
         """The scores on one split; the two are never mixed."""
@@ -46,20 +53,24 @@ class Front(Sequence[Trial]):
     """The trials that no trial dominates on search data, best in the first objective first.
 
     `directions` maps each objective to "maximize" or "minimize"; `reference` is the hypervolume's fixed reference point in the
-    objectives' own units. Equal points are all kept, in the order of their numbers.
+    objectives' own units. Equal points are all kept, in the order of their numbers. Where a search has constraints, only
+    trials that keep them count; if none does the front is empty, and `nearest` is the trial whose violations sum to least.
     """
 
     trials: tuple[Trial, ...]
     directions: Mapping[str, str]
     reference: Mapping[str, float]
+    nearest: Trial | None = None
 
     @classmethod
     def of(cls, trials: Sequence[Trial], directions: Mapping[str, str], reference: Mapping[str, float]) -> "Front":
-        """The front of `trials`; failed ones are left out, and of the same recipe tried twice the first is kept."""
-        scored = {t.recipe.digest: t for t in reversed(trials) if t.scores}
-        candidates = sorted(scored.values(), key=lambda t: t.number)
+        """The front of `trials`; those that failed, were stopped or break a constraint are left out, and of the same recipe
+        tried twice the first is kept."""
+        scored = {t.recipe.digest: t for t in reversed(trials) if t.scores and not t.stopped}
+        candidates = sorted((t for t in scored.values() if not t.violations), key=lambda t: t.number)
         if not candidates:
-            return cls(trials=(), directions=directions, reference=reference)
+            nearest = min(scored.values(), key=lambda t: (sum(t.violations.values()), t.number), default=None)
+            return cls(trials=(), directions=directions, reference=reference, nearest=nearest)
         points = to_points(candidates, directions)
         kept = [(p, t) for p, t, keep in zip(points.tolist(), candidates, pareto.non_dominated(points), strict=True) if keep]
         kept.sort(key=lambda pair: ([-v for v in pair[0]], pair[1].number))
@@ -87,7 +98,7 @@ class Front(Sequence[Trial]):
         """A point of the front by its **search** scores: best in one `objective`, nearest to a `preference` (non-negative
         weights by objective, missing ones 0), or the knee (equal preference). Raises `RecipeError` for unknown names."""
         if not self.trials:
-            raise RecipeError("The front is empty: every trial failed. Look at `trials` for the errors.")
+            raise RecipeError(f"The front is empty: {self._why_empty()}")
         points = to_points(self.trials, self.directions)
         if objective is not None:
             self._known([objective])
@@ -102,6 +113,12 @@ class Front(Sequence[Trial]):
             raise RecipeError(f"A preference has non-negative weights, one of them positive; got {dict(preference)!r}.")
         return self.trials[pareto.preferred(points, weights)]
 
+    def _why_empty(self) -> str:
+        if self.nearest is None:
+            return "every trial failed. Look at `trials` for the errors."
+        missed = ", ".join(f"{name} by {violation:.4g}" for name, violation in self.nearest.violations.items())
+        return f"no trial keeps the constraints. {self.nearest.name} comes nearest; it misses {missed}."
+
     def _known(self, names: Sequence[str] | Mapping[str, float]) -> None:
         for name in names:
             if name not in self.directions:
@@ -112,6 +129,8 @@ class Front(Sequence[Trial]):
         for trial in self.trials:
             values = "  ".join(f"{name} {trial.scores[name].value:.4f}" for name in self.objectives)
             rows.append(f"  {trial.name:<18} {values}  {trial.recipe}")
+        if self.nearest is not None:
+            rows.append(f"  {self._why_empty()}")
         return "\n".join(rows)
 
 
@@ -129,3 +148,14 @@ def hypervolume(
     signs = np.array([1.0 if direction == MAXIMIZE else -1.0 for direction in directions.values()])
     corner = signs * np.array([reference[name] for name in directions])
     return pareto.hypervolume(to_points(trials, directions, split), corner)
+
+
+def reference_point(parents: Sequence[Scores], directions: Mapping[str, str]) -> dict[str, float]:
+    """In each objective the worst of these scores, less a tenth (`MARGIN`) of their range; 0 if there are none."""
+    found = dict.fromkeys(directions, 0.0)
+    for name, direction in directions.items() if parents else ():
+        sign = 1 if direction == MAXIMIZE else -1
+        values = [sign * scores[name].value for scores in parents]
+        span = max(values) - min(values) or abs(min(values)) or 1.0
+        found[name] = sign * (min(values) - MARGIN * span)
+    return found

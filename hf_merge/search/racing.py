@@ -1,0 +1,188 @@
+"""Racing: a candidate is measured on growing parts of the rows and stops once it is clear that it adds nothing to the front.
+
+What a candidate will score on all rows is predicted by a paired comparison with everything that was measured on all of them:
+its outcomes on the rows so far are regressed on the rivals' outcomes on the same rows, and the rivals' outcomes on the other
+rows are known. On the demo trio that error is half of the plain mean's (0.011 against 0.022 in accuracy on a quarter of some
+800 rows), and about as large as what the whole split itself leaves unknown. `benchmarks/racing.py` measures it.
+
+The prediction is a distribution, and a candidate stops when too little of it lies where hypervolume is gained. A point that
+only just escapes dominance gains next to nothing: on the trio half of all candidates do so by a margin that other rows would
+not show again. So "nothing" is a share of the front's hypervolume (`worth`).
+
+Looking several times does not need a correction, as it would for a significance test: each look asks for the probability given
+all that has been seen, and that means the same however often one looks. It holds if the predictions are calibrated, which
+is measured, not proven: their errors have a standard deviation of 0.8 to 1.1 predicted ones on the trio.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+
+from hf_merge import pareto
+from hf_merge.pareto import Floats
+from hf_merge.scores import MAXIMIZE, Score, Scores
+
+CONFIDENCE, WORTH = 0.8, 0.0025
+"""Replayed on two searches of the demo trio, these keep 0.996 of the hypervolume for 0.50 of the example-evaluations of 60
+trials, 0.987 for 0.39 of those of 100, and 0.981 for 0.33 of those of 200. With a worth of 0.001 it is 0.998 for 0.55, 0.994
+for 0.47 and 0.990 for 0.40. A short search gains with most of its candidates."""
+
+LEAST_RIVALS = 3
+"""Fewer rivals with outcomes on all rows say too little of how outcomes go together."""
+
+PRIOR_ROWS = 32
+"""The regression's prior, the rivals' plain mean, counts as so many rows. Between 3 and 30 ridge units (15 to 150 rows)
+the error hardly moves."""
+
+_DRAWS, _POINTS = 128, 8192  # of a candidate's scores; to measure volumes by
+
+
+class Racing:
+    """Decides which candidates need not be measured to the end.
+
+    Args:
+        directions: "maximize" or "minimize" by objective.
+        reference: the hypervolume's reference point in the objectives' own units.
+        confidence: a candidate stops if it gains less than `worth` at least with this probability.
+        worth: the gain that is worth a whole measurement, as a share of the hypervolume of the rivals' front. 0 stops only
+            what is dominated.
+
+    A metric need not be the mean of its rows' outcomes (F1, perplexity, chrF): the rivals show how values follow mean outcomes,
+    by a straight line whose scatter counts as doubt. Where they do not follow, the doubt is large and nothing stops.
+    """
+
+    def __init__(
+        self,
+        directions: Mapping[str, str],
+        reference: Mapping[str, float],
+        *,
+        confidence: float = CONFIDENCE,
+        worth: float = WORTH,
+    ) -> None:
+        if not 0.5 <= confidence < 1 or not worth >= 0:
+            raise ValueError(f"Expected 0.5 <= confidence < 1 and worth >= 0, got {confidence} and {worth}.")
+        self.confidence, self.worth = confidence, worth
+        self._signs = {name: 1.0 if direction == MAXIMIZE else -1.0 for name, direction in directions.items()}
+        self._reference = np.array([sign * reference[name] for name, sign in self._signs.items()])
+        self._normal = np.vectorize(NormalDist().inv_cdf)(_spread(_DRAWS, len(self._signs)))
+        self._places = _spread(_POINTS, len(self._signs))
+
+    def stops(self, candidate: Scores, rivals: Sequence[Scores]) -> bool:
+        """Whether a candidate with these partial scores (`Score.rows`) need not be measured further.
+
+        `rivals` are what has been measured on all rows, dominated ones too: they need not be on the front to predict. Never
+        stops while an objective is missing or cannot be predicted, or if no rival is above the reference point.
+        """
+        if not rivals or all(name in candidate and candidate[name].rows is None for name in self._signs):
+            return False
+        beliefs = [self._belief(name, candidate, rivals) for name in self._signs]
+        if any(belief is None for belief in beliefs):
+            return False
+        signs = np.array(list(self._signs.values()))
+        mean, deviation = np.array([belief for belief in beliefs if belief is not None]).T
+        points = signs * np.array([[rival[name].value for name in self._signs] for rival in rivals])
+        front = points[pareto.non_dominated(points) & (points > self._reference).all(1)]
+        if not len(front):
+            return False
+        whole, gains = self._volumes(signs * mean + deviation * self._normal, front)
+        return bool((gains > self.worth * whole).mean() <= 1 - self.confidence)
+
+    def estimate(self, candidate: Scores, rivals: Sequence[Scores]) -> dict[str, Score]:
+        """A stopped candidate's scores with the values that it would have on all rows, as far as its rivals tell.
+
+        They are for a sampler to learn from, never for a front: `rows` still says what was seen.
+        """
+        found = {}
+        for name, score in candidate.items():
+            belief = self._belief(name, candidate, rivals) if name in self._signs else None
+            found[name] = score if belief is None else replace(score, value=belief[0])
+        return found
+
+    def _belief(self, name: str, candidate: Scores, rivals: Sequence[Scores]) -> tuple[float, float] | None:
+        """What the candidate will score on all rows: mean and standard deviation; None if that cannot be told."""
+        score = candidate.get(name)
+        if score is None:
+            return None
+        if score.rows is None:
+            return score.value, 0.0
+        known = [(r[name].outcomes, r[name].value) for r in rivals if r[name].rows is None]
+        paired = [(outcomes, value) for outcomes, value in known if outcomes is not None]
+        if score.outcomes is None or len(paired) < LEAST_RIVALS:
+            return None
+        matrix = np.array([outcomes for outcomes, _ in paired], dtype=np.float64)
+        mean, variance = predicted_mean(score.outcomes.astype(np.float64), score.rows, matrix)
+        return _valued(mean, variance, matrix.mean(1), np.array([value for _, value in paired]))
+
+    def _volumes(self, draws: Floats, front: Floats) -> tuple[float, Floats]:
+        """The front's hypervolume and what each draw `(B, m)` adds to it, by counting points of a box that holds them all."""
+        top = np.maximum(draws.max(0), front.max(0))
+        places = self._reference + self._places * (top - self._reference)
+        covered = (front[:, None] >= places[None]).all(-1).any(0)
+        free = places[~covered]
+        gains = (draws[:, None] >= free[None]).all(-1).sum(1)
+        return float(covered.sum()), gains.astype(np.float64)
+
+
+def race(rounds: Iterable[Scores], racing: Racing, rivals: Sequence[Scores]) -> tuple[Scores, bool]:
+    """Measures round after round until the last one, or until the candidate stops: its scores, and whether it stopped.
+
+    The scores of one that stopped are estimates. `rounds` is left where it is, so nothing more is computed.
+    """
+    scores: Scores = {}
+    for scores in rounds:
+        if racing.stops(scores, rivals):
+            return racing.estimate(scores, rivals), True
+    return scores, False
+
+
+def predicted_mean(outcomes: Floats, rows: np.ndarray, rivals: Floats) -> tuple[float, float]:
+    """The mean outcome over all rows of a candidate seen on `rows` alone, and the variance of that prediction.
+
+    Bayesian linear regression of its outcomes `(n,)` on those of the rivals `(m, all rows)`, with a free intercept and a
+    Gaussian prior on the slopes whose mean is 1/m each. Rows not seen are predicted; rows seen are known. With one rival and
+    a slope of 1 this is the rival's mean plus the mean paired difference.
+    """
+    n, whole = len(outcomes), rivals.shape[1]
+    if n == whole:
+        return float(outcomes.mean()), 0.0
+    unseen = np.ones(whole, dtype=bool)
+    unseen[rows] = False
+    seen = rivals[:, rows]
+    centered = seen - seen.mean(1, keepdims=True)
+    scale = max(float(seen.var(1).mean()), float(outcomes.var()), 1e-12)
+    gram = centered @ centered.T
+    inverse = np.linalg.inv(gram + PRIOR_ROWS * scale * np.eye(len(rivals)))
+    slopes = np.full(len(rivals), 1 / len(rivals))
+    slopes += inverse @ (centered @ (outcomes - outcomes.mean() - slopes @ centered))
+    left = outcomes - outcomes.mean() - slopes @ centered
+    # Outcomes that agree on every row so far are not certain to go on agreeing: as if two more rows did not.
+    freedom = max(n - 1 - float(np.trace(inverse @ gram)), n / 4)
+    variance = (float(left @ left) + 2 * scale) / freedom
+    shift = rivals[:, unseen].mean(1) - seen.mean(1)
+    share = 1 - n / whole
+    mean = float(outcomes.mean() + share * (slopes @ shift))
+    return mean, float(variance * share**2 * (1 / n + 1 / (whole - n) + shift @ inverse @ shift))
+
+
+def _valued(mean: float, variance: float, means: Floats, values: Floats) -> tuple[float, float]:
+    """The metric's value at a mean outcome, and its standard deviation, by the rivals' line through (mean outcome, value)."""
+    if np.allclose(means, values, rtol=1e-5, atol=1e-6):
+        return mean, variance**0.5
+    spread = float(((means - means.mean()) ** 2).sum())
+    slope = float(((means - means.mean()) * (values - values.mean())).sum()) / max(spread, 1e-12)
+    left = values - values.mean() - slope * (means - means.mean())
+    scatter = float(left @ left) / max(len(means) - 2, 1)
+    doubt = scatter * (1 + 1 / len(means) + (mean - means.mean()) ** 2 / max(spread, 1e-12))
+    return float(values.mean() + slope * (mean - means.mean())), float(slope**2 * variance + doubt) ** 0.5
+
+
+def _spread(count: int, dimensions: int) -> Floats:
+    """Points `(count, dimensions)` that fill the unit cube evenly: Roberts' additive recurrence, whose generalized golden ratio
+    is the root above 1 of g**(d+1) = g + 1."""
+    ratio = 2.0
+    for _ in range(60):
+        ratio = (1 + ratio) ** (1 / (dimensions + 1))
+    found: Floats = (0.5 + np.arange(1, count + 1)[:, None] * ratio ** -np.arange(1.0, dimensions + 1)) % 1
+    return found
