@@ -18,6 +18,8 @@ from hf_merge.merging.plan import THREADS, MergePlan, TensorJob
 from hf_merge.tensors.precision import mix, narrow, widen
 from hf_merge.tensors.rng import Draws
 
+MIXED = 1 << 19
+"""Elements of a weighted sum at once: more cost less time between them, until they leave the caches."""
 STACKED = 48 * 2**20
 """Bytes of a tensor's stacked deltas up to which they are kept between the passes of a method that measures."""
 Stack = tuple[int, Tensor, Tensor | None]
@@ -100,8 +102,8 @@ class Merger:
         factors = job.method.factors(len(job.sources), arguments, state)
         if factors is not None and self.device.type == "cpu" and not any(source.delta for source in job.sources):
             for near in piece.parts():
-                for start in near.starts():
-                    write(start, self._mixed(near.job, start, factors, scaling))
+                for start in range(near.start, max(near.stop, near.start + 1), MIXED):
+                    write(start, self._mixed(near.job, start, min(start + MIXED, near.stop), factors, scaling))
             return
         for start, block, anchor in stacks:
             merged = job.method.merge_block(
@@ -117,9 +119,8 @@ class Merger:
                 _refuse(job, start, start + block.shape[1])
             write(start, result)
 
-    def _mixed(self, job: TensorJob, start: int, factors: Sequence[float], scaling: float) -> Tensor:
-        """A block that is a weighted sum of its sources, which nothing else has to see."""
-        stop = min(start + job.block, job.elements)
+    def _mixed(self, job: TensorJob, start: int, stop: int, factors: Sequence[float], scaling: float) -> Tensor:
+        """Elements [start, stop) of what is a weighted sum of its sources, which nothing else has to see."""
         base = None if job.base is None else job.base.read(start, stop)
         result, finite = mix([source.read(start, stop) for source in job.sources], factors, base, scaling, job.spec.dtype)
         if not finite:

@@ -35,7 +35,8 @@ def measure(
     squares, start = torch.zeros((), dtype=torch.float64), 0
     for block in blocks():
         stays = only(block, selected[start]) if selected else block
-        squares = squares + torch.stack([row.double().square_().sum() for row in stays]).cpu()
+        rows = stays.float().cpu().contiguous().numpy()
+        squares = squares + torch.tensor([loops.energy(row) for row in rows], dtype=torch.float64)
         start += block.shape[1]
     total = float(squares.sum())
     if total == 0 or (uniform_fallback and total / max(n, 1) < SMALL):

@@ -162,7 +162,8 @@ def elect(stack, votes, weights, normalize, out):  # type: ignore[no-untyped-def
     """Sign election and disjoint merge of `stack` `(models, n)`: see `hf_merge.tensors.consensus.elected`."""
     models = stack.shape[0]
     ballot, sign = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    divisor, sizes = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    divisor, sizes, close = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.zeros(CHUNK, np.uint8)
+    eights = close.view(np.uint64)
     one, zero, tiny = np.float32(1), np.float32(0), np.float32(np.finfo(np.float32).tiny)
     slack = np.float32(models * 2.0**-22)
     for start in range(0, out.size, CHUNK):
@@ -178,19 +179,19 @@ def elect(stack, votes, weights, normalize, out):  # type: ignore[no-untyped-def
             for i in range(size):
                 ballot[i] += row[i] * vote
                 sizes[i] += abs(row[i] * vote)
-        close = False
         for i in range(size):
             # A sum of k products is off by at most k 2⁻²⁴ of their magnitudes' sum: below that, rounding may have decided.
-            close |= (abs(ballot[i]) <= sizes[i] * slack) & (sizes[i] > zero)
+            close[i] = (abs(ballot[i]) <= sizes[i] * slack) & (sizes[i] > zero)
             sign[i] = -one if ballot[i] < zero else one
-        if close:
-            # Deltas of bfloat16 weights often cancel exactly, and the models' order would elect the sign.
-            for i in range(size):
-                if abs(ballot[i]) <= sizes[i] * slack:
-                    exact = 0.0
-                    for k in range(models):
-                        exact += np.float64(stack[k, start + i]) * np.float64(votes[k])
-                    sign[i] = -one if exact < 0.0 else one
+        for group in range((size + 7) // 8):
+            if eights[group] != 0:
+                # Deltas of bfloat16 weights often cancel exactly, and the models' order would elect the sign.
+                for i in range(8 * group, min(8 * group + 8, size)):
+                    if close[i]:
+                        exact = 0.0
+                        for k in range(models):
+                            exact += np.float64(stack[k, start + i]) * np.float64(votes[k])
+                        sign[i] = -one if exact < 0.0 else one
         for k in range(models):
             row, weight = stack[k, start:stop], weights[k]
             turn, share = -one if votes[k] < zero else one, abs(weight)
@@ -241,6 +242,21 @@ def sizes(row):  # type: ignore[no-untyped-def]
             total += np.float64(lanes[j])
     for i in range(whole, row.size):
         total += np.float64(abs(row[i]))
+    return total
+
+
+@loop
+def energy(row):  # type: ignore[no-untyped-def]
+    """Σ x² in float64."""
+    lanes, total = np.zeros(LANES), 0.0
+    whole = row.size // LANES * LANES
+    for start in range(0, whole, LANES):
+        for j in range(LANES):
+            lanes[j] += np.float64(row[start + j]) * np.float64(row[start + j])
+    for j in range(LANES):
+        total += lanes[j]
+    for i in range(whole, row.size):
+        total += np.float64(row[i]) * np.float64(row[i])
     return total
 
 
