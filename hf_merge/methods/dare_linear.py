@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from hf_merge.methods.method import Method
-from hf_merge.tensors.consensus import weighted_sum
 from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import Blocks, PerModel, drop
+from hf_merge.tensors.sparsify import Blocks, PerModel, drop_sum
 from hf_merge.tensors.weighting import drop_gains, shares
 
 
@@ -35,8 +34,10 @@ def dare_linear(
     mergekit instead multiplies what stays so that each tensor keeps its L1 norm (`match_l1`; not where a norm is below 1e-7),
     and keeps everything (`density` 1) unless told otherwise.
     """
-    dropped = drop(deltas, density, rng, rescale and measured is None, measured)
-    return weighted_sum(dropped, shares(weights, len(deltas), normalize))
+    factors = shares(weights, len(deltas), normalize)
+    if measured is not None:
+        factors = [factor * gain for factor, gain in zip(factors, measured, strict=True)]
+    return drop_sum(deltas, density, rng, rescale and measured is None, factors)
 
 
 METHOD = Method(

@@ -228,6 +228,43 @@ def drop(row, key, steps, scale, out):  # type: ignore[no-untyped-def]
 
 
 @loop
+def drop_sizes(row, key, steps):  # type: ignore[no-untyped-def]
+    """Σ |x| of `row`, and of what `drop` leaves of it, in float64."""
+    zero, words = np.float32(0), np.empty(CHUNK // 4, np.uint64)
+    drawn, sums, total, left = words.view(np.uint16), np.empty((2, LANES), np.float32), 0.0, 0.0
+    for start in range(0, row.size, CHUNK):
+        values = row[start : min(start + CHUNK, row.size)]
+        fill_draws(key, start // 4, words)
+        sums[:] = zero
+        whole = values.size // LANES * LANES
+        for begin in range(0, whole, LANES):
+            for j in range(LANES):
+                magnitude = abs(values[begin + j])
+                sums[0, j] += magnitude
+                sums[1, j] += magnitude if drawn[begin + j] < steps else zero
+        for i in range(whole, values.size):
+            sums[0, 0] += abs(values[i])
+            sums[1, 0] += abs(values[i]) if drawn[i] < steps else zero
+        for j in range(LANES):
+            total += np.float64(sums[0, j])
+            left += np.float64(sums[1, j])
+    return total, left
+
+
+@loop
+def drop_add(row, key, steps, scale, out):  # type: ignore[no-untyped-def]
+    """Adds to `out` what `drop` makes of `row`."""
+    zero, words = np.float32(0), np.empty(CHUNK // 4, np.uint64)
+    drawn = words.view(np.uint16)
+    for start in range(0, row.size, CHUNK):
+        stop = min(start + CHUNK, row.size)
+        fill_draws(key, start // 4, words)
+        values, part = row[start:stop], out[start:stop]
+        for i in range(stop - start):
+            part[i] += values[i] * scale if drawn[i] < steps else zero
+
+
+@loop
 def sizes(row):  # type: ignore[no-untyped-def]
     """Σ |x| in float64."""
     lanes, total = np.empty(LANES, np.float32), 0.0
@@ -404,17 +441,19 @@ def stays(rows, enough, low, key, out):  # type: ignore[no-untyped-def]
             at = at if at > 0 else np.int32(0)
             asked, digit = enough[at if at < end else end], digits[i]
             stay = larger[digit + 1] <= asked
-            flags[i], wanted[i] = stay, asked
-            unsure[many] = i
+            flags[i] = stay
+            unsure[many], wanted[many] = i, asked
             many += (larger[digit] < asked) & (not stay) & (bits[i] & _MAGNITUDE != 0)
         if many * 16 <= n + 256:
             for u in range(many):
                 place = unsure[u]
-                flags[place] = _larger(bits, place) < wanted[place]
+                flags[place] = _larger(bits, place) < wanted[u]
         else:  # crowded digits
             rank(rows[line : line + 1], order)
             for r in range(n):
-                flags[order[0, r]] = r < wanted[order[0, r]]
+                place = order[0, r]
+                at = min(max(np.int32(drawn[skip + place]) - before, 0), end)
+                flags[place] = r < enough[at]
 
 
 @loop

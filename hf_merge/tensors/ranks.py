@@ -5,6 +5,7 @@ Deltas are `(models, b)` float32 with whole rows of `row` elements. Of equal mag
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,8 @@ def magprune(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int, rng
     if not rescale:
         return stays(deltas, density, epsilon, row, rng).to(deltas.dtype).mul_(deltas)
     pruned = torch.empty_like(deltas)
-    for model, chances in enumerate(_chances(deltas, density, epsilon, row)):
+    for model, (chance, width) in enumerate(_windows(deltas, density, epsilon)):
+        chances = _chances(chance, width, row)
         steps = _by_rank(deltas[model].reshape(-1, row), chances).reshape(-1)
         draws = rng.uniform(model, deltas.shape[1]).to(deltas.device)
         torch.lt(draws, steps, out=pruned[model]).mul_(deltas[model]).mul_(STEPS / steps.clamp_min(1).to(deltas.dtype))
@@ -42,22 +44,25 @@ def magprune(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int, rng
 def stays(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int, rng: Draws) -> Tensor:
     """Which elements `magprune` keeps, 1 or 0, uint8 as `deltas`; either of both where a delta is 0."""
     found = torch.empty(deltas.shape, dtype=torch.uint8, device=deltas.device)
-    for model, chances in enumerate(_chances(deltas, density, epsilon, row)):
+    for model, (chance, width) in enumerate(_windows(deltas, density, epsilon)):
         rows, kept_rows = deltas[model].reshape(-1, row), found[model].reshape(-1, row)
         if (values := loops.served(rows)) is not None:
-            low, enough = _enough(chances.numpy())
+            low, enough = _enough(chance, width, row)
             loops.stays(values, enough, low, rng.key(model), kept_rows.numpy())
         else:
+            chances = _chances(chance, width, row)
             draws = rng.uniform(model, deltas.shape[1]).to(deltas.device).reshape(-1, row)
             torch.lt(draws, _by_rank(rows, chances), out=kept_rows)
     return found
 
 
-def _enough(chances: Integers) -> tuple[int, Integers]:
+@lru_cache(maxsize=64)
+def _enough(chance: float, width: float, row: int) -> tuple[int, Integers]:
     """The least chance, and how many ranks have a chance above a draw: for draws below it, each from it on, and the rest."""
+    chances = _chances(chance, width, row).numpy()
     low = int(chances[-1])
     ranks = len(chances) - np.cumsum(np.bincount(chances - low))
-    return low, np.concatenate([[len(chances)], ranks[:-1], [0]]).astype(np.int32)
+    return low, np.concatenate([[len(chances)], ranks[:-1], [0]]).astype(np.int16 if row < 1 << 15 else np.int32)
 
 
 @dataclass(frozen=True)
@@ -127,13 +132,19 @@ def band(density: float, gamma: float, n: int) -> tuple[int, int]:
     return count, max(0, min(int(gamma * n), n - count))
 
 
-def _chances(deltas: Tensor, density: PerModel, epsilon: PerModel, row: int) -> Iterator[Tensor]:
-    """For each model the steps of 1 / STEPS that each rank stays with, the largest magnitude's first, int32."""
+def _windows(deltas: Tensor, density: PerModel, epsilon: PerModel) -> Iterator[tuple[float, float]]:
+    """Each model's density, and the ε that fits beside it."""
     densities, widths = (per_model(v, deltas[:, :0].double())[:, 0].tolist() for v in (density, epsilon))
     for chance, width in zip(densities, widths, strict=True):
-        width = max(0.0, min(width, chance, 1 - chance)) if row > 1 else 0.0
-        chances = chance + width - 2 * width * torch.arange(row, dtype=torch.float64) / max(1, row - 1)
-        yield (chances * STEPS).round().clamp(1 if chance > 0 else 0, STEPS).int()
+        yield chance, max(0.0, min(width, chance, 1 - chance))
+
+
+@lru_cache(maxsize=64)
+def _chances(chance: float, width: float, row: int) -> Tensor:
+    """The steps of 1 / STEPS that each rank stays with, the largest magnitude's first, int32."""
+    width = width if row > 1 else 0.0
+    chances = chance + width - 2 * width * torch.arange(row, dtype=torch.float64) / max(1, row - 1)
+    return (chances * STEPS).round().clamp(1 if chance > 0 else 0, STEPS).int()
 
 
 def _by_rank(rows: Tensor, values: Tensor) -> Tensor:

@@ -110,6 +110,21 @@ def drop(deltas: Tensor, density: PerModel, rng: Draws, rescale: bool = True, ga
     return kept_deltas
 
 
+def drop_sum(deltas: Tensor, density: PerModel, rng: Draws, rescale: bool, factors: Sequence[float]) -> Tensor:
+    """Σ_k f_k times what `drop` makes of δ_k, with a factor for each model: `(n,)`."""
+    rows = loops.served(deltas)
+    if rows is None:
+        return drop(deltas, density, rng, rescale, factors).sum(0)
+    total = torch.zeros(deltas.shape[1:])
+    for model, (chance, row) in enumerate(zip(per_model(density, deltas)[:, 0].tolist(), rows, strict=True)):
+        steps = steps_of(chance)
+        if steps:
+            scale = factors[model] * (STEPS / steps if rescale else 1.0)
+            bound = np.uint16(steps) if steps < STEPS else np.uint32(STEPS)
+            loops.drop_add(row, rng.key(model), bound, np.float32(scale), total.numpy())
+    return total
+
+
 @dataclass
 class _Window:
     """The magnitudes of one model from `low` to `high`, as they are gathered, and how many lie above."""

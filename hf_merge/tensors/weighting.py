@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_merge.tensors import loops
-from hf_merge.tensors.rng import Draws
-from hf_merge.tensors.sparsify import Blocks, PerModel, drop
+from hf_merge.tensors.rng import STEPS, Draws
+from hf_merge.tensors.sparsify import Blocks, PerModel, drop, per_model, steps_of
 
 SMALL_SUM = 1e-8
 SMALL_NORM = 1e-7
@@ -31,18 +32,31 @@ def l1_gains(blocks: Blocks, sparsify: Callable[[int, int, Tensor], Tensor]) -> 
 
     `sparsify(number, start, block)` is what stays of a block `(models, b)`, its `number`-th, from element `start` on.
     """
-    whole, left, start = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
+    norms, start = torch.zeros(2, 1, dtype=torch.float64), 0
     for number, block in enumerate(blocks()):
-        whole = whole + _l1(block)
-        left = left + _l1(sparsify(number, start, block))
+        norms = norms + torch.stack([_l1(block), _l1(sparsify(number, start, block))])
         start += block.shape[1]
-    return torch.where(torch.minimum(whole, left) >= SMALL_NORM, whole / left, 1.0)
+    return _gains(norms)
 
 
 def drop_gains(blocks: Blocks, density: PerModel, draws: Callable[[int], Draws]) -> Tensor:
     """Factors `(models,)` that give what `drop` without rescaling leaves the L1 norms of the whole tensors; 1 if a norm is
     below 1e-7."""
-    return l1_gains(blocks, lambda number, _, block: drop(block, density, draws(number), rescale=False))
+    norms = torch.zeros(2, 1, dtype=torch.float64)
+    for number, block in enumerate(blocks()):
+        rng, rows = draws(number), loops.served(block)
+        steps = [steps_of(chance) for chance in per_model(density, block)[:, 0].tolist()]
+        if rows is None or not all(0 < step < STEPS for step in steps):
+            norms = norms + torch.stack([_l1(block), _l1(drop(block, density, rng, rescale=False))])
+        else:
+            pairs = [loops.drop_sizes(row, rng.key(k), np.uint16(steps[k])) for k, row in enumerate(rows)]
+            norms = norms + torch.tensor(pairs, dtype=torch.float64).T
+    return _gains(norms)
+
+
+def _gains(norms: Tensor) -> Tensor:
+    """Of the norms `(2, models)` before and after."""
+    return torch.where(norms.amin(0) >= SMALL_NORM, norms[0] / norms[1], 1.0)
 
 
 def _l1(block: Tensor) -> Tensor:
