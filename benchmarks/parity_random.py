@@ -55,7 +55,7 @@ class Given(Draws):
 
 
 def with_masks(job: TensorJob, stack: Tensor, masks: Tensor, **changed: Any) -> Tensor:
-    """The job's method on deltas `(models, n)` with masks `(models, n)`, block by block: `(n,)`, in float64, which asks for draws."""
+    """The job's method on deltas `(models, n)` with masks `(models, n)`, block by block: `(n,)`; float64 asks for draws."""
     stack = stack.double()
     method, arguments = job.method, {k: v for k, v in job.arguments.items() if k != "scaling"} | changed
     assert method is not None
