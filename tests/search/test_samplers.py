@@ -84,7 +84,7 @@ def test_two_workers_of_one_seed_draw_different_points(kind: type[NumberedSample
     assert len(set(drawn)) == 4
 
 
-@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Sampler, 80), (NSGA3Sampler, 80), (MAPSampler, 48)])
+@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Sampler, 80), (MAPSampler, 48)])
 def test_evolution_and_the_surrogate_find_the_good_method(kind: type[NumberedSampler], trials: int) -> None:
     late = studied(kind(seed=1), trials).trials[-min(trials // 2, 40) :]
     assert np.mean([t.params["method"] == "good" for t in late[4:]]) > 0.5
