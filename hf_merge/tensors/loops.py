@@ -283,6 +283,27 @@ def sizes(row):  # type: ignore[no-untyped-def]
 
 
 @loop
+def flagged_sizes(row, flags):  # type: ignore[no-untyped-def]
+    """Σ |x| of `row`, and of what stands where `flags` has 1 and not 0, in float64."""
+    zero, sums, total, left = np.float32(0), np.empty((2, LANES), np.float32), 0.0, 0.0
+    whole = row.size // (16 * LANES) * (16 * LANES)
+    for start in range(0, whole, 16 * LANES):
+        sums[:] = zero
+        for part in range(start, start + 16 * LANES, LANES):
+            for j in range(LANES):
+                magnitude = abs(row[part + j])
+                sums[0, j] += magnitude
+                sums[1, j] += magnitude if flags[part + j] else zero
+        for j in range(LANES):
+            total += np.float64(sums[0, j])
+            left += np.float64(sums[1, j])
+    for i in range(whole, row.size):
+        total += np.float64(abs(row[i]))
+        left += np.float64(abs(row[i])) if flags[i] else 0.0
+    return total, left
+
+
+@loop
 def energy(row):  # type: ignore[no-untyped-def]
     """Σ x² in float64."""
     lanes, total = np.zeros(LANES), 0.0

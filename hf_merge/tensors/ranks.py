@@ -16,7 +16,7 @@ from hf_merge.tensors import loops
 from hf_merge.tensors.masks import Bits, only, pack
 from hf_merge.tensors.rng import STEPS, Draws
 from hf_merge.tensors.sparsify import Blocks, Cutoffs, PerModel, cutoffs, kept, per_model, rounded_down, trim
-from hf_merge.tensors.weighting import l1_gains
+from hf_merge.tensors.weighting import gains
 
 _MAGNITUDE = 0x7FFFFFFF
 
@@ -80,13 +80,13 @@ class Pruning:
 def prune_in_norm(blocks: Blocks, density: PerModel, epsilon: PerModel, row: int, draws: Callable[[int], Draws]) -> Pruning:
     """As `magprune` of the whole tensor without its division; `draws` gives the random numbers of a block by its number."""
     masks: list[Bits] = []
-
-    def left(number: int, _: int, block: Tensor) -> Tensor:
-        masks.append(pack(stays(block, density, epsilon, row, draws(number))))
-        return only(block, masks[-1])
-
-    gains = l1_gains(blocks, left).tolist()
-    return Pruning(masks, gains)
+    norms = torch.zeros(2, 1, dtype=torch.float64)
+    for number, block in enumerate(blocks()):
+        stayed = stays(block, density, epsilon, row, draws(number)).cpu()
+        masks.append(pack(stayed))
+        pairs = zip(block.float().cpu().contiguous().numpy(), stayed.numpy(), strict=True)
+        norms = norms + torch.tensor([loops.flagged_sizes(values, flags) for values, flags in pairs], dtype=torch.float64).T
+    return Pruning(masks, gains(norms).tolist())
 
 
 def middle(deltas: Tensor, density: PerModel, gamma: PerModel, row: int) -> Tensor:

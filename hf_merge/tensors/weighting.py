@@ -36,7 +36,7 @@ def l1_gains(blocks: Blocks, sparsify: Callable[[int, int, Tensor], Tensor]) -> 
     for number, block in enumerate(blocks()):
         norms = norms + torch.stack([_l1(block), _l1(sparsify(number, start, block))])
         start += block.shape[1]
-    return _gains(norms)
+    return gains(norms)
 
 
 def drop_gains(blocks: Blocks, density: PerModel, draws: Callable[[int], Draws]) -> Tensor:
@@ -51,11 +51,11 @@ def drop_gains(blocks: Blocks, density: PerModel, draws: Callable[[int], Draws])
         else:
             pairs = [loops.drop_sizes(row, rng.key(k), np.uint16(steps[k])) for k, row in enumerate(rows)]
             norms = norms + torch.tensor(pairs, dtype=torch.float64).T
-    return _gains(norms)
+    return gains(norms)
 
 
-def _gains(norms: Tensor) -> Tensor:
-    """Of the norms `(2, models)` before and after."""
+def gains(norms: Tensor) -> Tensor:
+    """Factors `(models,)` that undo the loss of norm, from the norms `(2, models)` before and after; 1 if one is below 1e-7."""
     return torch.where(norms.amin(0) >= SMALL_NORM, norms[0] / norms[1], 1.0)
 
 

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from tiny_models import WORDS, Maker
 from transformers import AutoConfig, AutoTokenizer
 
-import hf_merge.auto
+import hf_merge.wiring
 from hf_merge.auto import auto_merge
 from hf_merge.evaluation.lm_eval import Harness
 from hf_merge.evaluation.measure import Evaluator
@@ -49,14 +49,14 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     """The watch; its phase changes when the search returns."""
-    found, search = Watch(), hf_merge.auto.search
+    found, search = Watch(), hf_merge.wiring.search
 
     def searched(*arguments: Any, **keywords: Any) -> Any:
         study = search(*arguments, **keywords)
         found.searching = False
         return study
 
-    monkeypatch.setattr(hf_merge.auto, "search", searched)
+    monkeypatch.setattr(hf_merge.wiring, "search", searched)
     hook = torch.nn.modules.module.register_module_forward_pre_hook(found)
     yield found
     hook.remove()

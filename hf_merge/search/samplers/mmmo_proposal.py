@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+from botorch.acquisition.multi_objective import logei
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
 from botorch.acquisition.multi_objective.monte_carlo import qExpectedHypervolumeImprovement
 from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputObjective
@@ -32,6 +33,10 @@ from hf_merge import pareto
 from hf_merge.search.samplers.mmmo_encoding import Encoding
 
 log = logging.getLogger(__name__)
+
+# BoTorch would compile a kernel in the home folder at first use: a lock that a killed process left there makes it wait for
+# ever, and points would depend on whether the machine has a compiler.
+logei._load_attempted = True
 
 Acquisition = Literal["qLogNEHVI", "qEHVI"]
 FisherOrder = Literal["low", "high"]
