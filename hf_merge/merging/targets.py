@@ -1,14 +1,14 @@
 """What each tensor of the result is made of: names in the models, by alignment or by a map of layers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.checkpoints.tensors import tensors
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import Alignment
-from hf_merge.merging.layers import Layers, comes_before_layers, relative
+from hf_merge.merging.layers import Layers, comes_before_layers
 from hf_merge.recipes.layer_map import LayerMap, LayerRange, Slice
 
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
@@ -26,7 +26,7 @@ class Target:
     """One tensor of the result: its name, the (position in the plan's inputs, name) of its `sources` in order, with the names
     of the `models` they are, and of its base; where it stands: its slice and its depth in [0, 1] of the layers.
 
-    A target without `models` is carried over from its only source.
+    A target without `models` is carried over from its only source, which is the model `copied` if that is named.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Target:
     base: tuple[int, str] | None
     part: Slice | None = None
     depth: float = 0.0
+    copied: str = ""
 
 
 def aligned_targets(alignment: Alignment, models: Mapping[str, int], base: int | None) -> Iterator[Target]:
@@ -52,10 +53,15 @@ def aligned_targets(alignment: Alignment, models: Mapping[str, int], base: int |
 
 @dataclass(frozen=True)
 class Composition:
-    """The targets of a map of layers, and the config of what they make up."""
+    """The targets of a map of layers, and the config of what they make up.
+
+    `scales` are what the residual stream is multiplied by before each layer of the `stack`; empty if nowhere.
+    """
 
     targets: tuple[Target, ...]
     config: dict[str, Any]
+    stack: str = ""
+    scales: tuple[float, ...] = ()
 
 
 def composed_targets(
@@ -73,7 +79,7 @@ class _Composer:
 
     def compose(self) -> Composition:
         targets: list[Target] = []
-        config = dict(self.inputs[0].config)
+        config, stack, scales = dict(self.inputs[0].config), "", list[float]()
         for module in self.map.modules:
             parts = [self._whole(part, module) for part in self.map.slices if part.module == module]
             if self.problems:
@@ -87,11 +93,16 @@ class _Composer:
             targets += layered
             targets += [t for t in after if not comes_before_layers(t.name)]
             config = self._config(config, parts, module)
+            if self.map.scaled:
+                stack = str(self._stack(0, module))
+                scales = [part.residual_scale if i == 0 else 1.0 for part in parts for i in range(part.sources[0].length or 0)]
+        if self.map.scaled and len(self.map.modules) > 1:
+            self.problems.append("`residual_scale` is for models of one part, and these slices are of several modules.")
         self.problems += self._unlike(targets)
         if self.problems:
             listed = "".join(f"\n  - {problem}" for problem in dict.fromkeys(self.problems))
             raise MergeError(f"The slices do not fit the models:{listed}")
-        return Composition(tuple(targets), config)
+        return Composition(tuple(targets), config, stack, tuple(scales))
 
     def _stack(self, position: int, module: str) -> str | None:
         """The one stack of layers of a model's part."""
@@ -130,11 +141,11 @@ class _Composer:
             if stop > depth:
                 wanted = f"layers [{source.start}, {stop})"
                 self.problems.append(f"{self.inputs[i].label} has {depth} layers, and a slice takes {wanted} of it.")
-            sources.append(LayerRange(model=source.model, start=source.start, stop=stop, parameters=source.parameters))
+            sources.append(replace(source, stop=stop))
         if len({source.length for source in sources}) > 1:
             shown = ", ".join(f"{s.model or 'the base'} [{s.start}, {s.stop})" for s in sources)
             self.problems.append(f"The sources of a slice have equally many layers, got {shown}.")
-        return Slice(sources=tuple(sources), parameters=part.parameters, module=module)
+        return replace(part, sources=tuple(sources))
 
     def _layers(self, parts: Sequence[Slice], module: str) -> Iterator[Target]:
         out = self._stack(0, module)
@@ -142,11 +153,11 @@ class _Composer:
         for part in parts:
             length = part.sources[0].length or 0
             for i in range(length):
-                yield from self._layer(part, i, f"{out}.{number}", relative(i, length), module)
+                yield from self._layer(part, i, f"{out}.{number}", part.at(i, length), module)
                 number += 1
 
     def _layer(self, part: Slice, i: int, out: str, depth: float, module: str) -> Iterator[Target]:
-        merged = [source for source in part.sources if source.model]
+        merged = [source for source in part.sources if source.model and not part.copied]
         base = next((source for source in part.sources if not source.model), None)
         first = part.sources[0] if not merged else merged[0]
         model = self._position(first)
@@ -157,16 +168,18 @@ class _Composer:
 
             sources = tuple(place(source, self._position(source)) for source in merged or [first])
             anchor = place(base or first, self.base) if merged and self.base is not None else None
-            yield Target(f"{out}.{rest}", sources, tuple(source.model for source in merged), anchor, part, depth)
+            names = tuple(source.model for source in merged)
+            yield Target(f"{out}.{rest}", sources, names, anchor, part, depth, first.model if part.copied else "")
 
     def _outside(self, part: Slice, module: str) -> Iterator[Target]:
         """What is in no layer, merged as a slice is."""
-        merged = [source for source in part.sources if source.model]
+        merged = [source for source in part.sources if source.model and not part.copied]
         for name in tensors(self.inputs[0]):
             if self.layers[0].place(name) is None and self._belongs(name, module):
                 sources = tuple((self._position(source), name) for source in merged or part.sources)
                 anchor = (self.base, name) if merged and self.base is not None else None
-                yield Target(name, sources, tuple(source.model for source in merged), anchor, part, 0.0)
+                names = tuple(source.model for source in merged)
+                yield Target(name, sources, names, anchor, part, 0.0, part.sources[0].model if part.copied else "")
 
     def _unlike(self, targets: Iterable[Target]) -> Iterator[str]:
         for target in targets:

@@ -13,6 +13,8 @@ from hf_merge.recipes.recipe import DTYPES
 from hf_merge.recipes.tokenizer import KEYS as TOKENIZER_KEYS
 from hf_merge.recipes.value import Value, over, parsed
 
+OWN_SLICE_KEYS = ("copied", "residual_scale", "depth")
+"""What a slice has that mergekit's have not; as usual unless given."""
 FORMS = ("models", "slices", "modules")
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "a recipe": (
@@ -20,7 +22,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
         *(*TOKENIZER_KEYS, "private", "seed"),
     ),
     "a module": ("models", "slices", "parameters"),
-    "a slice": ("sources", "base_model", "parameters", "residual_weight"),
+    "a slice": ("sources", "base_model", "parameters", "residual_weight", *OWN_SLICE_KEYS),
     "a model's entry": ("model", "name", "parameters"),
     "a slice's source": ("model", "name", "layer_range", "parameters"),
     "a model's reference": ("model", "lora", "path", "revision", "override_architecture"),
@@ -47,6 +49,7 @@ class Part:
     module: str = ""
     base: ModelRef | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_keys(content: Mapping[str, Any], where: str) -> None:
@@ -120,12 +123,21 @@ def read_parts(module: Mapping[str, Any], name: str, method: Method) -> Iterable
     for number, given in enumerate(_list(module["slices"], "slices"), 1):
         where = f"slice {number}" + (f" of module {name!r}" if name else "")
         given = _mapping(given, "a slice", "sources")
+        parameters = read_parameters(given.get("parameters"), where, method)
         yield Part(
             module=name,
             sources=tuple(_source(entry, method, where) for entry in _list(given["sources"], "sources")),
             base=read_ref(given["base_model"]) if given.get("base_model") else None,
-            parameters=over(read_parameters(given.get("parameters"), where, method), own),
+            parameters=parameters if given.get("copied") else over(parameters, own),
+            own=_own_keys(given, where),
         )
+
+
+def _own_keys(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    depth = given.get("depth")
+    if depth is not None and not isinstance(depth, list | tuple):
+        raise RecipeError(f"'depth' of {where} is [first, last], two numbers between 0 and 1, got {depth!r}.")
+    return {key: given[key] for key in OWN_SLICE_KEYS if given.get(key) is not None}
 
 
 def _model(entry: Any, method: Method) -> Source:

@@ -16,7 +16,7 @@ from hf_merge.recipes.layer_map import LayerMap, LayerRange, Slice
 from hf_merge.recipes.parameters import wrong_number, wrong_parameters
 from hf_merge.recipes.tokenizer import TokenizerRequest
 from hf_merge.recipes.tokenizer import to_dict as tokenizer_to_dict
-from hf_merge.recipes.value import Value, layered, parsed, plain, resolved
+from hf_merge.recipes.value import Value, graded, layered, parsed, plain, resolved
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRIVATE = ("refuse", "base", "owner", "drop")
@@ -112,7 +112,8 @@ class Recipe:
         """How many models are merged at once, in each part of the result."""
         if self.layers is None:
             return [len(self.models)]
-        return sorted({sum(bool(source.model) for source in part.sources) for part in self.layers.slices} - {0})
+        merged = (part for part in self.layers.slices if not part.copied)
+        return sorted({sum(bool(source.model) for source in part.sources) for part in merged} - {0})
 
     def _conflicts(self, method: Method) -> Iterable[str]:
         """What is wrong between parts that are each right."""
@@ -146,6 +147,12 @@ class Recipe:
         """Whether every tensor is merged with the same numbers."""
         own, shared = self.values()
         return self.layers is None and not any(isinstance(v, tuple) for values in (shared, *own) for v in values.values())
+
+    @property
+    def graded(self) -> bool:
+        """Whether a number differs between layers."""
+        own, shared = self.values()
+        return any(graded(value) for values in (shared, *own) for value in values.values())
 
     def arguments(
         self, tensor: str = "", depth: float = 0.0, part: Slice | None = None, sources: Sequence[str] = ()
@@ -206,10 +213,11 @@ class Recipe:
 
         Where the method draws random numbers, also what keys them: the models' names and the seed.
         """
-        random = METHODS[self.method].random
+        merges = self.layers is None or not all(part.copied for part in self.layers.slices)
+        random = METHODS[self.method].random and merges
         first = self.models[0].ref if METHODS[self.method].ordered else None  # as if it were the base
         content = {
-            "method": self.method,
+            "method": self.method if merges else None,
             "base": str(self.base) if self.base and self.base != first else None,
             "models": [[str(m.ref), m.name if random else None] for m in self.models],
             # A switch that is off is left out, so that a new one changes no digest.
@@ -228,7 +236,7 @@ class Recipe:
         written: list[Any] = []
         place = {m.name: i for i, m in enumerate(self.models)}
         for part in sorted(self.layers.slices, key=lambda part: part.module) if self.layers else [None]:
-            own, shared = self.values(part)
+            own, shared = ([], {}) if part is not None and part.copied else self.values(part)
             written.append([{name: plain(value) for name, value in values.items()} for values in (*own, shared)])
             if part is not None:
                 merged = [(place[s.model], s.start, s.stop) for s in part.sources if s.model]
@@ -238,6 +246,9 @@ class Recipe:
                     if not s.model and (not merged or (s.start, s.stop) != merged[0][1:])
                 ]
                 written.append([part.module, bases, merged])
+                # What is as usual is left out, so that new fields change no digest.
+                usual = {"copied": False, "residual_scale": 1.0, "depth": None}
+                written += [[name, getattr(part, name)] for name, value in usual.items() if getattr(part, name) != value]
         return written
 
     def __str__(self) -> str:

@@ -75,6 +75,11 @@ def plain(value: Value) -> Any:
     return list(value)
 
 
+def graded(value: Value) -> bool:
+    """Whether a value differs between layers."""
+    return any(isinstance(part.value, tuple) for part in _parts(value))
+
+
 def numbers(value: Any) -> Iterable[Any]:
     """Every number that a value can become."""
     if isinstance(value, Filtered):

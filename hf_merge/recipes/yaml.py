@@ -10,8 +10,8 @@ requires, take ours). A file that is written here has every number in it. What d
 - Everything is computed in float32 or better: `out_dtype`, or else `dtype`, is the result's.
 - `override_architecture` (tensors are merged by name, whatever the architecture) and `residual_weight` (mergekit reads it
   and does not use it) have no effect.
-- A model's `name` and the recipe's `seed` and `private` are ours, and so are switches that mergekit's methods do not have;
-  it ignores them.
+- A model's `name`, a slice's `copied`, `residual_scale` and `depth`, and the recipe's `seed` and `private` are ours, and so
+  are switches that mergekit's methods do not have; it ignores them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,6 +27,7 @@ from hf_merge.methods.method import Method
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.entries import (
     FORMS,
+    OWN_SLICE_KEYS,
     Part,
     Source,
     check_keys,
@@ -180,7 +181,9 @@ def _layered(method: Method, base: ModelRef | None, parts: list[Part]) -> tuple[
         own = source.parameters if model else {}
         return LayerRange(model=model.name if model else "", start=source.start, stop=source.stop, parameters=own)
 
-    slices = [Slice(sources=tuple(map(layer_range, p.sources)), parameters=p.parameters, module=p.module) for p in parts]
+    slices = [
+        Slice(sources=tuple(map(layer_range, p.sources)), parameters=p.parameters, module=p.module, **p.own) for p in parts
+    ]
     return tuple(final.values()), LayerMap(tuple(slices))
 
 
@@ -196,11 +199,11 @@ def _written_layers(recipe: Recipe) -> dict[str, Any]:
         own, shared = recipe.values()
         models = [_entry(method, m, values) for m, values in zip(recipe.models, own, strict=True)]
         return {"models": models, "parameters": _written(method, shared)}
-    common = [recipe.values(part)[1] for part in recipe.layers.slices]
+    common = [recipe.values(None if part.copied else part)[1] for part in recipe.layers.slices]
     same = all(shared == common[0] for shared in common)
     modules: dict[str, list[dict[str, Any]]] = {name: [] for name in recipe.layers.modules}
     for part, shared in zip(recipe.layers.slices, common, strict=True):
-        parameters = None if same else _written(method, shared)
+        parameters = None if same or part.copied else _written(method, shared)
         modules[part.module].append(_slice(recipe, part) | ({"parameters": parameters} if parameters else {}))
     top = {"parameters": _written(method, common[0]) if same else None}
     if list(modules) == [""]:
@@ -213,19 +216,24 @@ def _slice(recipe: Recipe, part: Slice) -> dict[str, Any]:
     method, anchor = METHODS[recipe.method], _anchor(recipe)
     models = {model.name: model for model in recipe.models}
     values, merged = iter(recipe.values(part)[0]), [source for source in part.sources if source.model]
-    bases = [source for source in part.sources if not source.model] or (merged[:1] if recipe.deltas else [])
+    bases = [source for source in part.sources if not source.model] or (
+        merged[:1] if recipe.deltas and not part.copied else []
+    )
     sources: list[dict[str, Any]] = [{"model": str(recipe.base), "layer_range": [s.start, s.stop]} for s in bases]
     for source in merged:
-        entry = _entry(method, models[source.model], next(values))
+        entry = _entry(method, models[source.model], {} if part.copied else next(values))
         sources.append({"model": entry.pop("model"), "layer_range": [source.start, source.stop]} | entry)
     first = models[merged[0].model].ref if merged else anchor
-    return {"sources": sources} | ({"base_model": str(first)} if method.ordered and first != anchor else {})
+    usual = Slice(sources=part.sources)
+    own = {name: plain(getattr(part, name)) for name in OWN_SLICE_KEYS if getattr(part, name) != getattr(usual, name)}
+    other = method.ordered and first != anchor and not part.copied
+    return {"sources": sources} | own | ({"base_model": str(first)} if other else {})
 
 
 def _module(slices: list[dict[str, Any]]) -> dict[str, Any]:
     """A module of slices, or of models where it is all layers of them."""
     whole = all(source["layer_range"] == [0, None] for source in slices[0]["sources"])
-    if not whole or len(slices) > 1 or "base_model" in slices[0]:
+    if not whole or len(slices) > 1 or {"base_model", *OWN_SLICE_KEYS} & slices[0].keys():
         return {"slices": slices}
     models = [{k: v for k, v in source.items() if k != "layer_range"} for source in slices[0]["sources"]]
     return {"models": models} | {k: v for k, v in slices[0].items() if k != "sources"}

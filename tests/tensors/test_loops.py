@@ -108,4 +108,5 @@ def test_sizes_are_sums_of_magnitudes(n):
     assert loops.sizes(values.numpy()) == pytest.approx(float(values.double().abs().sum()), rel=1e-6)
     flags = (torch.arange(n) % 3 == 0).to(torch.uint8)
     left = float((values.double().abs() * flags).sum())
-    assert loops.flagged_sizes(values.numpy(), flags.numpy()) == pytest.approx((float(values.double().abs().sum()), left), rel=1e-6)
+    total = float(values.double().abs().sum())
+    assert loops.flagged_sizes(values.numpy(), flags.numpy()) == pytest.approx((total, left), rel=1e-6)
