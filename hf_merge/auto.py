@@ -19,6 +19,7 @@ from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.result import MergeResult
 from hf_merge.scores import Scores, load_scores
 from hf_merge.scoring import scores_path
+from hf_merge.search.importance import importances
 from hf_merge.search.samplers.names import BaseSampler
 from hf_merge.search.space import Space
 from hf_merge.search.storage import Storage
@@ -67,7 +68,7 @@ def auto_merge(
         trials: distinct recipes to evaluate, those of earlier runs of the same search included.
         seed: of the sampler, of random merge methods and of the bootstrap.
         methods, ranges, layer_groups, module_groups, dtype: what is searched; see `Space`.
-        sampler: a name (`nsga2`, `nsga3`, `tpe`, `gp`, `random`) or any Optuna sampler.
+        sampler: a name (`nsga2`, `nsga3`, `map`, `mmmo`, `gp`, `tpe`, `cmaes`, `qmc`, `random`) or any Optuna sampler.
         racing: measure a candidate only until it is clear that it adds nothing to the front; see `hf_merge.search.racing`.
         constraints: how far an objective may fall, such as `{"spam": ">= base - 0.01"}`; see `search`.
         storage: a database's URL or an Optuna storage in place of the journal in `folder`; other processes may then `join`.
@@ -107,13 +108,7 @@ def auto_merge(
     result = MergeResult(
         **rescored,
         objectives=tuple(evaluator.describe()),
-        search=SearchFacts(
-            evaluated=study.evaluated,
-            failed=sum(trial.error is not None for trial in study.trials),
-            sampler=sampler if isinstance(sampler, str) else type(sampler).__name__,
-            seed=seed,
-            seconds=sum(trial.seconds for trial in study.trials),
-        ),
+        search=_facts(study, sampler, seed, constraints or {}),
     )
     result.save(found.run)
     if push_to is not None:
@@ -165,6 +160,18 @@ def study_arguments(study: Mapping[str, Any]) -> dict[str, Any]:
         objectives.append(Objective(**entry))
     ranges = {name: tuple(bounds) for name, bounds in (study.get("ranges") or {}).items()}
     return {"base": None, **study, "objectives": objectives, "ranges": ranges}
+
+
+def _facts(study: Study, sampler: str | BaseSampler, seed: int, constraints: Mapping[str, str]) -> SearchFacts:
+    return SearchFacts(
+        evaluated=study.evaluated,
+        failed=sum(trial.error is not None for trial in study.trials),
+        sampler=sampler if isinstance(sampler, str) else type(sampler).__name__,
+        seed=seed,
+        seconds=sum(trial.seconds for trial in study.trials),
+        constraints=constraints,
+        importances=importances(study),
+    )
 
 
 def _rescored(study: Study, space: Space, run: Path, score: Callable[[Recipe], Scores], progress: bool) -> dict[str, Any]:

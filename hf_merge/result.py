@@ -18,6 +18,7 @@ from hf_merge.merging.live import LiveModel, load_tokenizer
 from hf_merge.merging.plan import open_inputs, plan
 from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import SearchFacts
+from hf_merge.publishing.front_facts import alike, contributions, history, optimism
 from hf_merge.publishing.plots import Figure, plot_front, save_png
 from hf_merge.publishing.push import check_writable, push_collection
 from hf_merge.recipes.yaml import from_dict, to_dict
@@ -59,7 +60,7 @@ class MergeResult:
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a trial: recipe, scores on search and on held-out data (in columns of their own), seconds, error."""
-        on_front = {trial.number for trial in self.front}
+        on_front, adds = {trial.number for trial in self.front}, contributions(self.front)
         rows = []
         for trial in self.trials:
             own = {
@@ -71,8 +72,29 @@ class MergeResult:
             for split in SPLITS:
                 scores = trial.on(split)
                 own |= {f"{split}.{name}": scores[name].value if name in scores else None for name in self.front.objectives}
+            own["held_out.adds"] = adds.get(trial.number)
             rows.append(own | {"seconds": trial.seconds, "error": trial.error})
         return pandas.DataFrame(rows)
+
+    def history(self) -> pandas.Series:
+        """The front's hypervolume on search data after each trial, by its number."""
+        values = history(self.trials, self.front.directions, self.front.reference)
+        return pandas.Series(values, index=pandas.Index([t.number for t in self.trials], name="trial"), name="hypervolume")
+
+    def optimism(self) -> pandas.DataFrame:
+        """By objective: how much better the front looks on search data than on held-out data, on average, and between which
+        bounds (95 %, of the held-out rows). Positive is flattering."""
+        rows = {name: (g.value, g.low, g.high) for name, g in optimism(self.front).items()}
+        return pandas.DataFrame.from_dict(rows, orient="index", columns=["optimism", "low", "high"])
+
+    def alike(self) -> list[tuple[int, int]]:
+        """The numbers of the front's trials that held-out data do not tell apart in any objective, in pairs."""
+        return [(a.number, b.number) for a, b in alike(self.front)]
+
+    def importances(self) -> pandas.DataFrame:
+        """How much each searched parameter mattered (rows) for each objective (columns), each column summing to 1 (PED-ANOVA,
+        arXiv:2304.10255). Empty after a short search."""
+        return pandas.DataFrame(self.search.importances).fillna(0.0)
 
     def build(
         self, trial: Trial | None = None, *, device: str | torch.device | None = None, token: str | bool | None = None
@@ -223,7 +245,8 @@ class MergeResult:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas()
-        shown = table[table.on_front].drop(columns=["on_front", "error", "seconds"]).to_html(index=False, float_format="%.4f")
+        rest = ["on_front", "held_out.adds", "error", "seconds"]
+        shown = table[table.on_front].drop(columns=rest).to_html(index=False, float_format="%.4f")
         picture = base64.b64encode(self._png()).decode()
         return f'{shown}<img alt="Pareto front" style="max-width:100%" src="data:image/png;base64,{picture}">'
 

@@ -70,6 +70,7 @@ def searched(
     progress: bool = True,
     shared: bool | None = None,
 ) -> Searched:
+    """Run the search of `auto_merge`, which says what the arguments are and what is raised."""
     api = hub_api(token)
     space = Space(
         base=None if base is None else ModelRef.parse(base),
@@ -95,7 +96,7 @@ def searched(
         device=device,
         progress=False,
     )
-    of_base = _ofbase_of(space, objectives)
+    origin = _measured_from(space, objectives)
     checked(space, evaluator.directions, trials=trials, sampler=sampler, seeds=base_of(space), constraints=constraints)
     run = Path(folder) if folder is not None else RUNS / _name(space, evaluator)
     _claim(run, evaluator.fingerprint)
@@ -104,7 +105,7 @@ def searched(
         evaluator=evaluator,
         live=live,
         run=run,
-        base=of_base,
+        base=origin,
         racing=racing,
         parents={recipe.digest for recipe in space.parents().values()},
         whole={recipe.digest for recipe in (space.seeds() | base_of(space)).values()},
@@ -143,8 +144,8 @@ def _name(space: Space, evaluator: Evaluator) -> str:
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def _ofbase_of(space: Space, objectives: Sequence[Objective]) -> Recipe | None:
-    """The base's recipe, if an objective needs the distance from it."""
+def _measured_from(space: Space, objectives: Sequence[Objective]) -> Recipe | None:
+    """The recipe that distances are measured from, if an objective is one: the base's."""
     if not any(objective.metric == "delta_norm" for objective in objectives):
         return None
     if space.base is None:
@@ -159,6 +160,7 @@ def _check_depth(layer_groups: int, primary: Checkpoint) -> None:
 
 
 def base_of(space: Space) -> dict[str, Recipe]:
+    """The recipe of the base alone, by its label; nothing without a base."""
     if space.base is None:
         return {}
     return {"base": Recipe(method="linear", models=(RecipeModel(ref=space.base),), dtype=space.dtype, seed=space.seed)}

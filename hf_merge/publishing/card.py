@@ -116,11 +116,13 @@ def _body(facts: CardFacts, license: License) -> str:
         held_out=sections.held_out() if trial.held_out else None,
         scored=bool(trial.scores),
         differences=sections.differences() if compared else None,
+        doubts=sections.doubts(front) if front else [],
         hypervolumes=sections.hypervolumes(front) if front and complete(front, front.directions) else None,
         reference=sections.reference(front) if front else None,
         objectives=sections.objectives() if facts.objectives else None,
         tested=_tested(facts),
         search_scores=sections.search_scores(front) if front else None,
+        importances=sections.importances() if facts.search and facts.search.importances else None,
         method=_method(facts),
         search=_search(facts),
         sources=_sources(facts),
@@ -157,7 +159,11 @@ def _search(facts: CardFacts) -> Markdown | None:
         return None
     failed = f" ({search.failed} failed)" if search.failed else ""
     trials = f"{search.evaluated} trials{failed}, {duration(search.seconds)}"
-    return Markdown(f"Found by {plain(search.sampler)} with seed {search.seed} in {trials}.")
+    found = f"Found by {plain(search.sampler)} with seed {search.seed} in {trials}."
+    if search.constraints:
+        kept = listed(code(f"{name} {bound}") for name, bound in search.constraints.items())
+        found += f" On search data every point of the front keeps {kept}."
+    return Markdown(found)
 
 
 def _tested(facts: CardFacts) -> Markdown | None:

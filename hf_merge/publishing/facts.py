@@ -13,13 +13,16 @@ from hf_merge.search.trial import Front, Trial
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFacts:
-    """How the front was found: recipes `evaluated` (`failed` ones among them), the sampler's name and seed, the wall time."""
+    """How the front was found: recipes `evaluated` (`failed` ones among them), the sampler's name and seed, the wall time, the
+    `constraints` that the front keeps, and by objective how much each parameter mattered (`importances`, summing to 1)."""
 
     evaluated: int
     failed: int
     sampler: str
     seed: int
     seconds: float
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    importances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,12 +5,17 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from hf_merge.publishing.facts import CardFacts
+from hf_merge.publishing.front_facts import alike, contributions, optimism
 from hf_merge.publishing.markdown import Markdown, code, listed, plain, table
 from hf_merge.publishing.position import Position, Volume, complete, gap, same, volume
 from hf_merge.scores import MAXIMIZE, Score
 from hf_merge.search.trial import Front, Trial
 
 NONE = Markdown("–")
+
+IMPORTANT = 4
+"""Parameters that are named for each objective."""
+
 ARROWS = {True: "↑", False: "↓"}
 
 
@@ -112,11 +117,23 @@ class Sections:
 
     def search_scores(self, front: Front) -> Markdown:
         """Search scores and recipes of the front."""
+        adds, whole = contributions(front), front.hypervolume("held_out") if complete(front, front.directions) else 0.0
         rows = []
         for trial in front:
             name = bold(Markdown(f"{plain(trial.name)}, this model")) if same(trial, self.facts.trial) else plain(trial.name)
-            rows.append([name, code(trial.recipe), *self._cells(trial.scores, {})])
-        return table(["front", "recipe", *map(self._header, self.directions)], rows, words=2)
+            share = Markdown(f"{adds[trial.number] / whole:.1%}") if whole and trial.number in adds else NONE
+            rows.append([name, code(trial.recipe), *self._cells(trial.scores, {}), share])
+        header = ["front", "recipe", *map(self._header, self.directions), "adds to the held-out hypervolume"]
+        return table(header, rows, words=2)
+
+    def importances(self) -> Markdown:
+        """By objective the parameters that mattered most in the search."""
+        found = self.facts.search.importances if self.facts.search else {}
+        rows = []
+        for name, shares in found.items():
+            largest = list(shares.items())[:IMPORTANT]
+            rows.append([plain(name), listed(Markdown(f"{code(key)} {share:.0%}") for key, share in largest)])
+        return table(["objective", "parameters"], rows, words=2)
 
     def objectives(self) -> Markdown:
         """What was measured, on which data."""
@@ -162,6 +179,20 @@ class Sections:
         return listed(Markdown(f"{plain(name)} {value}") for name, value in corner.items())
 
     # Sentences
+
+    def doubts(self, front: Front) -> list[Markdown]:
+        """How much the search flatters the front, and which of its points the data cannot tell apart."""
+        found = []
+        if flattery := optimism(front):
+            parts = listed(Markdown(f"{cell(g, self.scales[n], sign=True)} in {plain(n)}") for n, g in flattery.items())
+            found.append(Markdown(f"On average the front looked better on search data than it is on held-out data by {parts}."))
+        if pairs := alike(front):
+            count = len(front) * (len(front) - 1) // 2
+            mine = [b if same(a, self.facts.trial) else a for a, b in pairs if self.facts.trial.number in (a.number, b.number)]
+            own = f", among them this model and {listed(plain(t.name) for t in mine)}" if mine else ""
+            some = f"{len(pairs)} of the front's {count} pairs of points"
+            found.append(Markdown(f"Held-out data cannot tell {some} apart in any objective{own}."))
+        return found
 
     def position(self, front: Front, found: Position) -> list[Markdown]:
         """Where the model stands: rank, what it wins, what it gives up, its neighbors, the knee."""
