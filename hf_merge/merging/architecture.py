@@ -75,6 +75,15 @@ def known_config(checkpoint: Checkpoint, settings: Mapping[str, Any] | None = No
     return config
 
 
+def layer_lists(settings: Mapping[str, Any], depth: int) -> list[str]:
+    """The names of the settings that are lists with an entry for each of `depth` layers."""
+    return [
+        name
+        for name, value in settings.items()
+        if isinstance(value, list) and len(value) == depth and name != "architectures" and not name.endswith("_token_id")
+    ]
+
+
 def tied_names(checkpoint: Checkpoint) -> dict[str, str]:
     """Tied tensors by name, each with the one it is a copy of, as transformers ties them under the checkpoint's config."""
     config, cls = model_config(checkpoint), model_class(checkpoint.config)

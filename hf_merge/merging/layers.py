@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from hf_merge.recipes.value import relative
+
 _NUMBERED = re.compile(r"(?P<stack>(?:[^.]+\.)*?[^.]*[^.0-9][^.]*)\.(?P<layer>\d+)\.(?P<rest>.+)")
-_BEFORE = re.compile(r"(^|[._])(embed|embeddings?|wte|wpe|shared|patch|position|stem|word|token|conv1|pre)")
+_BEFORE = re.compile(r"(^|[._])(embed(?!_out)|embeddings?|wte|wpe|shared|patch|position|stem|word|token|conv1|pre(?!diction))")
 MAIN = 0.2
 """A numbered group of tensors is a stack of layers if it has at least this share of the largest one's tensors."""
 
@@ -62,11 +64,6 @@ class Layers:
             if place.stack in self.depths:
                 found[place.stack, place.layer].append(place.rest)
         return found
-
-
-def relative(layer: int, depth: int) -> float:
-    """Position of a layer among `depth` of them, in [0, 1]; the only one is the last."""
-    return layer / (depth - 1) if depth > 1 else 1.0
 
 
 def comes_before_layers(name: str) -> bool:

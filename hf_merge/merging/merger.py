@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_merge.checkpoints.source import Held, Source
 from hf_merge.errors import MergeError
+from hf_merge.merging.folding import UNCHANGED
 from hf_merge.merging.plan import THREADS, MergePlan, TensorJob
 from hf_merge.tensors.precision import mix, narrow, widen
 from hf_merge.tensors.rng import Draws
@@ -91,6 +92,10 @@ class Merger:
         that are not finite and for results that overflow the dtype.
         """
         job, arguments = piece.job, dict(piece.job.arguments)
+        if job.gain != UNCHANGED:
+            wide = replace(job, spec=replace(job.spec, dtype=torch.float32), gain=UNCHANGED)
+            self.merge(replace(piece, job=wide), _gained(job, write))
+            return
         if job.method is None:
             for near in piece.parts():
                 for s in near.starts():
@@ -162,7 +167,7 @@ class Merger:
         return block, anchor
 
     def _draws(self, job: TensorJob, number: int) -> Draws:
-        return Draws(self.plan.recipe.seed, job.models, job.name, number)
+        return Draws(self.plan.recipe.seed, job.models, job.key, number)
 
 
 class _Stacks:
@@ -196,6 +201,16 @@ class _Stacks:
         return (block for _, block, _ in self)
 
 
+def _gained(job: TensorJob, write: Callable[[int, Tensor], None]) -> Callable[[int, Tensor], None]:
+    def gained(start: int, values: Tensor) -> None:
+        result = values.mul(job.gain.factor).add_(job.gain.shift).to(job.spec.dtype)
+        if not torch.isfinite(result).all():
+            _refuse(job, start, start + len(values))
+        write(start, result)
+
+    return gained
+
+
 def _refuse(job: TensorJob, start: int, stop: int) -> NoReturn:
     """Say why a result is not finite."""
     for source in job.inputs:
@@ -217,9 +232,10 @@ def _blame(job: TensorJob, start: int, stop: int) -> NoReturn:
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
+def one_torch_thread(*, again: bool = False) -> Iterator[None]:
     """Blocks are too small for torch's own threads, and with one thread sums have one order. And as buffers of a few megabytes
-    come and go all the time, the allocator keeps their pages meanwhile: fresh ones cost more than most arithmetic."""
+    come and go all the time, the allocator keeps their pages meanwhile: fresh ones cost more than most arithmetic. It keeps
+    them afterwards as well if soon the same is done `again`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # The thresholds of mallopt(3) from which memory is mapped anew and given back; glibc alone has them.
@@ -229,16 +245,17 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        _mallopt(_MMAP_THRESHOLD, 2**17)
-        _mallopt(_TRIM_THRESHOLD, 2**17)
-        _malloc_trim(0)
+        if not again:
+            _mallopt(_MMAP_THRESHOLD, 2**17)
+            _mallopt(_TRIM_THRESHOLD, 2**17)
+            _malloc_trim(0)
 
 
 def merge_into(merger: Merger, tensors: Mapping[str, Tensor]) -> None:
     """Merge the jobs of these names into contiguous tensors in memory, on several threads and the largest pieces first."""
     pieces = sorted((p for name in tensors for p in pieces_of(merger.plan.jobs[name])), key=lambda p: p.start - p.stop)
     with (
-        one_torch_thread(),
+        one_torch_thread(again=True),
         torch.no_grad(),
         ThreadPoolExecutor(THREADS, "merge", initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):

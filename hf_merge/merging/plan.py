@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from hf_merge.checkpoints.writer import Shard, TensorSpec, plan_shards
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import Alignment, align
 from hf_merge.merging.bodies import adapter_of, bodies_of, by_token, heads_of_adapters
+from hf_merge.merging.folding import UNCHANGED, Gain, gains_of
 from hf_merge.merging.targets import Target, aligned_targets, composed_targets
 from hf_merge.merging.vocabulary import VocabularyPlan, align_vocabularies
 from hf_merge.methods import METHODS
@@ -36,6 +37,8 @@ NETWORK, DISK = 50e6, 1e9
 _COSTS = {"elements": 2e-9, "measured": 8e-9, "rows": 3e-8, "tensor": 5e-7}
 """Seconds for an element of a model, by what the method works on (measured on one core)."""
 _COPIES = 4
+_ADDED, _ONCE = METHODS["task_arithmetic"], {"weights": [1.0]}
+"""How a difference is added to its base as it is."""
 BLOCKS = 16
 """Blocks of a large tensor that are merged as one piece of work, where the method does not have to measure the whole first."""
 
@@ -48,7 +51,8 @@ class TensorJob:
     """One tensor of the result: what it will be, what it is made of, and with which method and numbers.
 
     `base` is there for what is merged as differences from it. Without a `method` the only source is carried over. `offset` is
-    the number of elements that are merged before it, in the plan's order.
+    the number of elements that are merged before it, in the plan's order. Random numbers are keyed by `key`, the tensor's name
+    in the models, so that a layer is merged alike wherever it goes. In the end comes the `gain`.
     """
 
     name: str
@@ -59,6 +63,8 @@ class TensorJob:
     models: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     offset: int = 0
+    key: str = ""
+    gain: Gain = UNCHANGED
 
     @property
     def elements(self) -> int:
@@ -224,14 +230,17 @@ def plan(
         by_token = vocabulary.tensors if vocabulary and asked and asked.source is not None else None
         targets = tuple(aligned_targets(align(inputs, recipe.private, by_token), models, base))
         config: Mapping[str, Any] = inputs[0].config
+        gains: dict[str, Gain] = {}
     else:
         composition = composed_targets(recipe.layers, inputs, models, base)
         targets, config = composition.targets, composition.config
+        gains = gains_of(composition, inputs[0]) if composition.scales else {}
     views = {name: body.sources(anchor, recipe.private != "refuse") for name, body in bodies.items()}
     stored = [dict(tensors(checkpoint)) for checkpoint in inputs]
     if recipe.private == "owner" and recipe.layers is None:
         targets += tuple(heads_of_adapters(targets, views, models, stored))
     jobs = _jobs(recipe, targets, stored, views, vocabulary)
+    jobs |= {name: replace(jobs[name], gain=gain) for name, gain in gains.items()}
     return MergePlan(
         recipe=pinned,
         inputs=inputs,
@@ -267,7 +276,10 @@ def _jobs(
         spec = TensorSpec(like.shape, dtype if dtype and floating else like.dtype)
         if not target.models or not floating:
             i, at = target.sources[0]
-            carried = like if recipe.layers is None and target.models else stored[i][at]
+            if target.copied and floating and (view := views[target.copied][at]).delta:  # of an adapter
+                jobs[target.name] = TensorJob(target.name, spec, (view,), stored[i][at], _ADDED, (target.copied,), _ONCE)
+                continue
+            carried = like if recipe.layers is None and target.models else views.get(target.copied, stored[i])[at]
             jobs[target.name] = TensorJob(target.name, spec, (carried,))
             continue
         if wrong := [source for source in sources if source.shape != like.shape]:
@@ -282,6 +294,7 @@ def _jobs(
             target.models,
             shared or recipe.arguments(target.name, target.depth, target.part, [at for _, at in target.sources]),
             offset,
+            target.name if recipe.layers is None else name,
         )
         offset += prod(like.shape)
     return jobs

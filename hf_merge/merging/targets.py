@@ -8,6 +8,7 @@ from hf_merge.checkpoints.checkpoint import Checkpoint
 from hf_merge.checkpoints.tensors import tensors
 from hf_merge.errors import MergeError
 from hf_merge.merging.align import Alignment
+from hf_merge.merging.architecture import layer_lists, model_config
 from hf_merge.merging.layers import Layers, comes_before_layers
 from hf_merge.recipes.layer_map import LayerMap, LayerRange, Slice
 
@@ -227,14 +228,23 @@ class _Nested:
         names = names or [n for n in _DEPTHS if config.get(n) == self.old]
         for name in names:
             found[name] = len(self.picked)
-        for name, value in config.items():
-            if isinstance(value, list) and len(value) == self.old and name not in ("architectures",):
-                found[name] = [self._entry(name, source, layer) for source, layer in self.picked]
+        known = dict(config) | self._derived(self.composer.inputs[0])
+        for name in layer_lists(known, self.old):
+            found[name] = [self._entry(name, source, layer) for source, layer in self.picked]
         return found
 
+    def _derived(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The kinds of the layers, where config.json leaves them to transformers, which goes by their numbers."""
+        if "settings" not in checkpoint.kept:
+            found = model_config(checkpoint)
+            checkpoint.kept["settings"] = {} if found is None else found.to_dict()
+        settings = checkpoint.kept["settings"]
+        settings = (settings.get(self.key) or {}) if self.key else settings
+        return {name: settings[name] for name in ("layer_types", "mlp_layer_types") if isinstance(settings.get(name), list)}
+
     def _entry(self, name: str, source: LayerRange, layer: int) -> Any:
-        position = self.composer._position(source)
-        config = self.composer.inputs[position].config
+        checkpoint = self.composer.inputs[self.composer._position(source)]
+        config = checkpoint.config
         config = config.get(self.key, {}) if self.key else config
-        values = config.get(name)
+        values = config.get(name) or self._derived(checkpoint).get(name)
         return values[layer] if isinstance(values, list) and layer < len(values) else None

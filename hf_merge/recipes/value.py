@@ -75,6 +75,11 @@ def plain(value: Value) -> Any:
     return list(value)
 
 
+def relative(layer: int, depth: int) -> float:
+    """Position of a layer among `depth` of them, in [0, 1]; the only one is the last."""
+    return layer / (depth - 1) if depth > 1 else 1.0
+
+
 def graded(value: Value) -> bool:
     """Whether a value differs between layers."""
     return any(isinstance(part.value, tuple) for part in _parts(value))

@@ -216,9 +216,7 @@ def _slice(recipe: Recipe, part: Slice) -> dict[str, Any]:
     method, anchor = METHODS[recipe.method], _anchor(recipe)
     models = {model.name: model for model in recipe.models}
     values, merged = iter(recipe.values(part)[0]), [source for source in part.sources if source.model]
-    bases = [source for source in part.sources if not source.model] or (
-        merged[:1] if recipe.deltas and not part.copied else []
-    )
+    bases = [source for source in part.sources if not source.model] or (merged[:1] if recipe.deltas and not part.copied else [])
     sources: list[dict[str, Any]] = [{"model": str(recipe.base), "layer_range": [s.start, s.stop]} for s in bases]
     for source in merged:
         entry = _entry(method, models[source.model], {} if part.copied else next(values))

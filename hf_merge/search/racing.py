@@ -19,6 +19,7 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hf_merge import pareto
 from hf_merge.pareto import Floats
@@ -119,10 +120,19 @@ class Racing:
         """The front's hypervolume and what each draw `(B, m)` adds to it, by counting points of a box that holds them all."""
         top = np.maximum(draws.max(0), front.max(0))
         places = self._reference + self._places * (top - self._reference)
-        covered = (front[:, None] >= places[None]).all(-1).any(0)
+        covered = _reach(front, places).any(0)
         free = places[~covered]
-        gains = (draws[:, None] >= free[None]).all(-1).sum(1)
+        gains = _reach(draws, free).sum(1)
         return float(covered.sum()), gains.astype(np.float64)
+
+
+def _reach(points: Floats, places: Floats) -> NDArray[np.bool_]:
+    """Which `points` `(n, m)` are nowhere below which `places` `(k, m)`: `(n, k)`. One objective at a time: an order of
+    magnitude faster than all of them along the last axis."""
+    found = np.ones((len(points), len(places)), dtype=bool)
+    for values, limits in zip(points.T, np.ascontiguousarray(places.T), strict=True):
+        found &= np.greater_equal.outer(values, limits)
+    return found
 
 
 def race(rounds: Iterable[Scores], racing: Racing, rivals: Sequence[Scores]) -> tuple[Scores, bool]:

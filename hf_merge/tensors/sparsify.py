@@ -28,6 +28,8 @@ MARGIN = 0.015
 """How far off a cut guessed on the first block may be, as a fraction of the elements."""
 GATHERED = 1 << 20
 """Magnitudes around the guess that may be gathered for each model, 8 bytes each."""
+FEW = 1 << 15
+"""Magnitudes up to which they are put in order rather than counted by their digits."""
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
 _HIGH_BINS, _LOW_BINS = 1 << 15, 1 << 16
@@ -150,12 +152,19 @@ class _Window:
             return None
         if need > self.size:
             return (0, n) if self.low <= 1 else None
-        values = np.concatenate([values for _, _, values in self.gathered]) - np.uint32(self.low)
+        values = np.concatenate([values for _, _, values in self.gathered])
+        if self.size <= FEW:
+            bits = int(np.partition(values, self.size - need)[self.size - need])
+            return self._last(bits, need - int(np.count_nonzero(values > bits)))
+        values -= np.uint32(self.low)
         shift = max(0, (self.high - self.low).bit_length() - 16)
         top, above = _bin_from_top(np.bincount(values >> shift), need)
         rest = values[np.flatnonzero(values >> shift == top)] & np.uint32((1 << shift) - 1)
         bottom, over = _bin_from_top(np.bincount(rest), need - above)
-        bits, need = self.low + (top << shift) + bottom, need - above - over
+        return self._last(self.low + (top << shift) + bottom, need - above - over)
+
+    def _last(self, bits: int, need: int) -> tuple[int, int]:
+        """The cut at these `bits`, `need` elements of which stay."""
         for start, places, values in self.gathered:
             equal = np.flatnonzero(values == bits)
             if need <= len(equal):
@@ -184,8 +193,10 @@ def _near_a_guess(blocks: Blocks, counts: dict[int, int], n: int) -> dict[int, t
 
 def _guess(row: Bits, share: float, n: int) -> _Window | None:
     """A window around the magnitude that a `share` of the first block is not below; None if it would hold too many."""
-    sample = np.sort(row[:: max(1, len(row) >> 14)])
+    sample = row[:: max(1, len(row) >> 14)]
     top, bottom = int((share - MARGIN) * len(sample)), int((share + MARGIN) * len(sample)) + 1
+    ends = [len(sample) - place for place in (bottom, top) if 0 < place <= len(sample)]
+    sample = np.partition(sample, ends) if ends else sample
     # No zeros: where the cut is 0, which of them stay does not show.
     low = max(1, int(sample[-bottom])) if bottom <= len(sample) else 1
     high = int(sample[-top]) if top > 0 else _MAGNITUDE

@@ -1,0 +1,461 @@
+"""A front of the real trio for what it costs: ours, Mergenetic's procedure and random search, on rows that no search saw.
+
+Three specialists of one BERT-tiny, three accuracies, one space: TIES with a weight and a density for each model, and a
+scaling. Per seed:
+
+    mergenetic  pymoo's NSGA-II with its defaults, as Mergenetic runs it: every candidate is merged to disk (by our merger, so
+                mergekit's speed does not count), loaded with `from_pretrained` and measured on all search rows; nothing is kept
+    random      uniform points, merged in place, measured on all search rows
+    <sampler>   `auto_merge`'s search with that sampler; with "+racing" a candidate stops when it adds nothing to the front
+
+All but Mergenetic's start with the parents, their average and the base, as every search of ours does, and pay for them. The
+peer is spared what it does besides: it reads and tokenizes all rows anew for each candidate, and it reports the last
+population only, where here the front of all that it evaluated counts.
+
+The front of the first n evaluations is the one on search rows; its quality is the hypervolume of its held-out scores above
+the reference point that the parents' search scores make. Held-out scores are measured afterwards and cost nothing. A run
+reaches a level at the first n, of every fifth, whose front does ("for good": from which on all do). Seconds are the wall's,
+from the first trial's start, with the sampler, the storage and the race, without reading data and models; `--cpu` takes the
+process's CPU seconds, which other processes do not disturb.
+
+Every run's evaluations are kept as JSON lines in `--folder`; the same call again goes on after the last whole run.
+
+    pip install pymoo
+    python benchmarks/trio.py [--seeds 5] [--first 0] [--arms mergenetic random nsga2 nsga2+racing …] [--rows 192]
+    python benchmarks/trio.py --anatomy --rows 512 --trials 40 --arms nsga2 map
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import optuna
+import torch
+from datasets import DatasetDict
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.problem import ElementwiseProblem
+from pymoo.optimize import minimize
+from transformers import AutoModelForSequenceClassification
+
+from hf_merge import pareto
+from hf_merge.demo.classifiers import CLASSIFIERS
+from hf_merge.demo.specialists import build_family
+from hf_merge.evaluation.objective import Objective
+from hf_merge.merging.architecture import without_bars
+from hf_merge.pareto import Floats
+from hf_merge.recipes.recipe import Recipe
+from hf_merge.recipes.yaml import from_dict, to_dict
+from hf_merge.scores import Scores
+from hf_merge.search.samplers.names import sampler
+from hf_merge.search.space import Space
+from hf_merge.search.trial import reference_point
+from hf_merge.single import merge
+from hf_merge.wiring import Searched, searched
+
+FAMILIES = {
+    "classifiers": CLASSIFIERS,
+    "reseeded": replace(CLASSIFIERS, name="classifiers-reseeded", base="bert-tiny-reseeded-base", seed=1),
+}
+"""The second one has other rows in each split, other heads and other training."""
+
+MERGENETIC, OWN_GENES = "mergenetic", "mergenetic-own"
+"""The first one's runs are what the others are measured by; the second has Mergenetic's own genes in place of our space:
+weights in [0, 1] that are not divided by their sum, densities, no scaling."""
+
+FIRST = 5
+"""Recipes that every search of ours tries first: three parents, their average and the base."""
+
+AT = (10, 20, 30, 40, 60, 80, 100, 150, 200)
+"""Evaluations at which hypervolumes are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """One evaluation of a run: all maximized values, the rows it looked at, and where the clocks stood when it ended."""
+
+    recipe: Mapping[str, Any]
+    values: Sequence[float]
+    examples: int
+    seconds: float
+    cpu: float
+    stopped: bool = False
+
+    @cached_property
+    def digest(self) -> str:
+        return from_dict(self.recipe).digest
+
+
+Run = Sequence[Evaluated]
+
+
+class Clocked(BaseSampler):
+    """A sampler that looks at the clocks (wall, CPU) whenever a trial begins, which is when the one before has been stored."""
+
+    def __init__(self, inner: BaseSampler) -> None:
+        self.inner, self.looks = inner, list[tuple[float, float]]()
+
+    def look(self) -> None:
+        self.looks.append((time.perf_counter(), time.process_time()))
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.look()
+        self.inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+
+class Trio:
+    """A family, its rows, and everything that was found out about it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.family, self.options = build_family(FAMILIES[options.family], progress=False), options
+        self.folder = options.folder / f"{options.family}-{'-'.join(options.methods)}-{options.rows}"
+        self.objectives = [
+            Objective(
+                name=task.name,
+                dataset=DatasetDict({"search": self._rows(task.name, "search"), "held_out": self._rows(task.name, "held_out")}),
+                labels=task.labels,
+            )
+            for task in self.family.family.tasks
+        ]
+
+    def _rows(self, task: str, split: str) -> Any:
+        rows = self.family.dataset(task, split)
+        return rows.select(range(min(len(rows), self.options.rows * (2 if split == "held_out" else 1))))
+
+    def held_out(self, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[float]]:
+        """The held-out values of recipes by digest, measured once each."""
+        path = self.folder / "held_out.jsonl"
+        known = dict(json.loads(line) for line in path.read_text().splitlines()) if path.is_file() else {}
+        with path.open("a") as lines:
+            for digest in recipes.keys() - known.keys():
+                self.opened.score.live.load(from_dict(recipes[digest]))
+                known[digest] = values(self.opened.evaluator.measure(self.opened.score.live.model, "held_out"))
+                print(json.dumps([digest, known[digest]]), file=lines, flush=True)
+        return known
+
+    def search(self, folder: Path, **settings: Any) -> Searched:
+        """A search of ours."""
+        models = list(self.family.models.values())
+        usual: dict[str, Any] = {"methods": self.options.methods, "folder": folder, "device": "cpu", "progress": False}
+        return searched(self.family.base, models, self.objectives, **usual | settings)
+
+    @cached_property
+    def opened(self) -> Searched:
+        """The parents, their average and the base; and what it takes to measure any other recipe."""
+        return self.search(self.folder / "first", trials=FIRST)
+
+    @cached_property
+    def reference(self) -> Floats:
+        """Of all hypervolumes."""
+        parents = {recipe.digest for recipe in self.opened.space.parents().values()}
+        scores = [trial.scores for trial in self.opened.study.trials if trial.recipe.digest in parents]
+        return np.array(list(reference_point(scores, self.opened.evaluator.directions).values()))
+
+    def run(self, arm: str, seed: int) -> Run:
+        """The run's evaluations; from the folder, if they are there."""
+        path = self.folder / f"{arm}-{seed}.jsonl"
+        if not path.is_file():
+            found = self._mergenetic(arm, seed) if arm.startswith(MERGENETIC) else self._ours(arm, seed)
+            unfinished = path.with_suffix(".part")
+            unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in found))
+            unfinished.replace(path)
+        return [Evaluated(**json.loads(line)) for line in path.read_text().splitlines()]
+
+    def _ours(self, arm: str, seed: int) -> Run:
+        name, _, racing = arm.partition("+")
+        trials = self.options.trials
+        clocked = Clocked(sampler(name, seed=seed, trials=trials, existing=0))
+        with tempfile.TemporaryDirectory() as folder:
+            study = self.search(Path(folder), trials=trials, sampler=clocked, seed=seed, racing=racing == "racing").study
+            clocked.look()
+            tried = study.trials
+        looks = np.array(clocked.looks) - clocked.looks[0]
+        return [
+            Evaluated(
+                recipe=to_dict(trial.recipe),
+                values=values(trial.scores),
+                examples=examples(trial.scores),
+                seconds=looks[trial.number + 1][0],
+                cpu=looks[trial.number + 1][1],
+                stopped=trial.stopped,
+            )
+            for trial in tried
+        ]
+
+    def _mergenetic(self, arm: str, seed: int) -> Run:
+        evaluator, space, own = self.opened.evaluator, self.opened.space, arm == OWN_GENES
+        found: list[Evaluated] = []
+        start, begun = time.perf_counter(), time.process_time()
+
+        class Candidates(ElementwiseProblem):
+            def __init__(self) -> None:
+                super().__init__(n_var=len(genes(space, own)), n_obj=len(evaluator.directions), xl=0.0, xu=1.0)
+
+            def _evaluate(self, x: Floats, out: dict[str, Floats]) -> None:
+                recipe = decoded(space, x, own)
+                shutil.rmtree(folder, ignore_errors=True)
+                merge(recipe, folder, progress=False)
+                with without_bars():
+                    model = AutoModelForSequenceClassification.from_pretrained(folder)
+                scores = evaluator.measure(model, "search")
+                out["F"] = -np.array(values(scores))
+                found.append(
+                    Evaluated(
+                        recipe=to_dict(recipe),
+                        values=values(scores),
+                        examples=examples(scores),
+                        seconds=time.perf_counter() - start,
+                        cpu=time.process_time() - begun,
+                    )
+                )
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "merged"
+            algorithm = NSGA2(pop_size=self.options.population)
+            minimize(Candidates(), algorithm, ("n_eval", self.options.evaluations), seed=seed)
+        return found[: self.options.evaluations]
+
+
+def genes(space: Space, own: bool) -> list[str]:
+    """What pymoo searches."""
+    return [name for name, drawn in space.distributions.items() if not drawn.single() and not (own and name == "scaling")]
+
+
+def decoded(space: Space, x: Floats, own: bool) -> Recipe:
+    """The recipe at a point of the unit cube. Weights of Mergenetic's own genes are not divided by their sum."""
+    params: dict[str, Any] = {"method": space.methods[0]}
+    for name, value in zip(genes(space, own), x, strict=True):
+        drawn = space.distributions[name]
+        if isinstance(drawn, CategoricalDistribution):
+            params[name] = drawn.choices[min(int(value * len(drawn.choices)), len(drawn.choices) - 1)]
+        else:
+            params[name] = drawn.low + value * (drawn.high - drawn.low)  # type: ignore[attr-defined]
+    if own:
+        params["scaling"] = sum(value for name, value in params.items() if name.startswith("weight."))
+    return space.recipe(params)
+
+
+def values(scores: Scores) -> list[float]:
+    """The scores' values."""
+    return [score.value for score in scores.values()]
+
+
+def examples(scores: Scores) -> int:
+    """Example-evaluations behind scores."""
+    return sum(score.examples for score in scores.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A run as it went, after every few of its `evaluations` `(n,)`: hypervolume on each split, example-evaluations, wall and
+    CPU seconds."""
+
+    evaluations: Floats
+    search: Floats
+    held_out: Floats
+    examples: Floats
+    seconds: Floats
+    cpu: Floats
+
+    def reached(self, level: float, for_good: bool = False) -> int | None:
+        """The place where the held-out hypervolume is at this level for the first time; None if it never is."""
+        above = self.held_out >= level - 1e-12
+        if for_good:
+            above = np.logical_and.accumulate(above[::-1])[::-1]
+        return int(above.argmax()) if above.any() else None
+
+
+def front(run: Run) -> list[Evaluated]:
+    """Of what was measured whole what nothing dominates."""
+    whole = [each for each in run if not each.stopped]
+    kept = pareto.non_dominated([each.values for each in whole])
+    return [each for each, keep in zip(whole, kept, strict=True) if keep]
+
+
+def curve(trio: Trio, run: Run) -> Curve:
+    """Measures on held-out rows what was on the front after every few evaluations."""
+    evaluations = range(trio.options.every, len(run) + 1, trio.options.every)
+    found = [front(run[:n]) for n in evaluations]
+    held_out = trio.held_out({each.digest: each.recipe for each in chain.from_iterable(found)})
+    return Curve(
+        evaluations=np.array(evaluations),
+        search=np.array([pareto.hypervolume([each.values for each in kept], trio.reference) for kept in found]),
+        held_out=np.array([pareto.hypervolume([held_out[each.digest] for each in kept], trio.reference) for kept in found]),
+        examples=np.array([sum(each.examples for each in run[:n]) for n in evaluations]),
+        seconds=np.array([run[n - 1].seconds for n in evaluations]),
+        cpu=np.array([run[n - 1].cpu for n in evaluations]),
+    )
+
+
+Curves = Mapping[str, Sequence[Curve]]
+"""By arm, one for each seed."""
+
+
+def mean(found: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard error."""
+    error = np.std(found, ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.nan
+    return f"{np.mean(found):.{digits}f} ± {error:.{digits}f}"
+
+
+def show_curves(curves: Curves) -> None:
+    """Hypervolumes after so many evaluations, as a share of the peer's last one of the same seed, mean ± s.e."""
+    last = [each.held_out[-1] for each in curves[MERGENETIC]]
+    print("\nheld-out hypervolume over that of mergenetic's whole run of the same seed, after so many evaluations")
+    print("| run | " + " | ".join(map(str, AT)) + " |\n" + "|---" * (len(AT) + 1) + "|")
+    for arm, found in curves.items():
+        cells = [
+            mean([each.held_out[each.evaluations == n][0] / level for each, level in zip(found, last, strict=True)])
+            if all(n in each.evaluations for each in found)
+            else ""
+            for n in AT
+        ]
+        print(f"| {arm} | {' | '.join(cells)} |")
+
+
+def show_reached(curves: Curves, for_good: bool, clock: str) -> None:
+    """What each run took to the peer's last held-out hypervolume of the same seed, and the ratios, one by one."""
+    print(f"\nuntil mergenetic's held-out hypervolume is reached{' for good' if for_good else ''}, seed by seed (- never)")
+    print("| run | evaluations | example-evaluations over its | mean ± s.e. | seconds over its | mean ± s.e. |")
+    print("|---|---|---|---|---|---|")
+    for arm, found in curves.items():
+        at, shares, times = [], list[float](), list[float]()
+        for each, peer in zip(found, curves[MERGENETIC], strict=True):
+            n = each.reached(peer.held_out[-1], for_good)
+            at.append("-" if n is None else str(each.evaluations[n]))
+            shares.append(np.inf if n is None else float(each.examples[n] / peer.examples[-1]))
+            times.append(np.inf if n is None else float(getattr(each, clock)[n] / getattr(peer, clock)[-1]))
+        cells = [
+            f"{' '.join(f'{v:.2f}' for v in row)} | {mean(row) if np.isfinite(row).all() else '-'}" for row in (shares, times)
+        ]
+        print(f"| {arm} | {' '.join(at)} | {' | '.join(cells)} |")
+
+
+def show_racing(curves: Curves) -> None:
+    """Racing alone: the same sampler and number of trials with it and without it."""
+    print("\nhypervolume of the raced search over that of the full one, less 1; costs of the raced over the full one's")
+    print("| racing alone | held out | on search rows | example-evaluations | seconds | CPU s |\n|---|---|---|---|---|---|")
+    for arm in [arm for arm in curves if f"{arm}+racing" in curves]:
+        pairs = list(zip(curves[arm], curves[f"{arm}+racing"], strict=True))
+        cells = [mean([raced.held_out[-1] / full.held_out[-1] - 1 for full, raced in pairs])]
+        cells += [mean([raced.search[-1] / full.search[-1] - 1 for full, raced in pairs])]
+        for clock in ("examples", "seconds", "cpu"):
+            cells.append(mean([getattr(raced, clock)[-1] / getattr(full, clock)[-1] for full, raced in pairs]))
+        print(f"| {arm} | {' | '.join(cells)} |")
+
+
+def show_costs(curves: Curves) -> None:
+    """What an evaluation takes."""
+    print("\n| run | evaluations | ms an evaluation | CPU ms | share of rows looked at | search hypervolume | held out |")
+    print("|---|---|---|---|---|---|---|")
+    for arm, found in curves.items():
+        n, peer = found[0].evaluations[-1], curves[MERGENETIC][0]
+        whole = peer.examples[-1] / peer.evaluations[-1]
+        cells = [mean([1000 * getattr(each, clock)[-1] / n for each in found], 0) for clock in ("seconds", "cpu")]
+        cells += [mean([each.examples[-1] / n / whole for each in found])]
+        cells += [mean([getattr(each, split)[-1] for each in found], 4) for split in ("search", "held_out")]
+        print(f"| {arm} | {n} | {' | '.join(cells)} |")
+
+
+def anatomy(trio: Trio) -> None:
+    """Where the time of a trial that is measured whole goes: the merge in place, the evaluation, and all the rest (sampler,
+    storage, files). The first two are done once more for every recipe, for a clock of their own."""
+    now, clock = (time.process_time, 1) if trio.options.cpu else (time.perf_counter, 0)
+    print(f"{trio.options.rows} rows a task, {', '.join(trio.options.methods)}")
+    print("| sampler | trials | ms a trial | merge | evaluate | bookkeeping |\n|---|---|---|---|---|---|")
+    for arm in trio.options.arms:
+        trials = trio.options.trials
+        clocked = Clocked(sampler(arm, seed=0, trials=trials, existing=0))
+        with tempfile.TemporaryDirectory() as folder:
+            found = trio.search(Path(folder), trials=trials, sampler=clocked)
+            clocked.look()
+            tried = found.study.trials[FIRST:]
+        looks = [now()]
+        for trial in tried:
+            found.score.live.load(trial.recipe)
+            looks.append(now())
+            found.evaluator.measure(found.score.live.model)
+            looks.append(now())
+        merged, measured = np.diff(looks).reshape(-1, 2).sum(0)
+        whole = clocked.looks[-1][clock] - clocked.looks[FIRST][clock]
+        parts = [part / whole for part in (merged, measured, whole - merged - measured)]
+        cells = " | ".join(f"{part:.1%}" for part in parts)
+        print(f"| {arm} | {trials} | {1000 * whole / len(tried):.0f} | {cells} |", flush=True)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--arms", nargs="+", default=["nsga2+racing", "nsga2", "map+racing", "random"])
+    parser.add_argument("--rows", type=int, default=192, help="search rows of each task; twice as many are held out")
+    parser.add_argument("--population", type=int, default=10, help="pymoo's; Mergenetic's examples have 7 to 20")
+    parser.add_argument("--evaluations", type=int, default=200, help="of mergenetic")
+    parser.add_argument("--trials", type=int, default=100, help="of each other run")
+    parser.add_argument("--every", type=int, default=5, help="evaluations between two looks at a front")
+    parser.add_argument("--methods", nargs="+", default=["ties"])
+    parser.add_argument("--family", choices=FAMILIES, default="classifiers")
+    parser.add_argument("--folder", type=Path, default=Path("trio_runs"))
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds in place of the wall's")
+    parser.add_argument("--anatomy", action="store_true", help="where a trial's time goes, and nothing else")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("hf_merge").setLevel(logging.ERROR)
+    trio = Trio(options)
+    if options.anatomy:
+        anatomy(trio)
+        return
+    arms = list(dict.fromkeys([MERGENETIC, *options.arms]))
+    curves: dict[str, list[Curve]] = {arm: [] for arm in arms}
+    for seed in range(options.first, options.first + options.seeds):
+        for arm in arms:
+            start = time.perf_counter()
+            curves[arm].append(curve(trio, trio.run(arm, seed)))
+            last = curves[arm][-1]
+            print(
+                f"seed {seed} {arm:<18} {last.search[-1]:.4f} on search rows, {last.held_out[-1]:.4f} held out, "
+                f"{last.examples[-1]:.0f} examples, {last.seconds[-1]:.0f} s ({time.perf_counter() - start:.0f} s in all)",
+                flush=True,
+            )
+    show_curves(curves)
+    for for_good in (False, True):
+        show_reached(curves, for_good, "cpu" if options.cpu else "seconds")
+    show_racing(curves)
+    show_costs(curves)
+
+
+if __name__ == "__main__":
+    main()
