@@ -348,17 +348,24 @@ def between(row, low, high, places, found):  # type: ignore[no-untyped-def]
     """The places and the bits of the magnitudes of `row` whose bits are in [low, high], as far as there is room for them; how
     many there are, and how many are above."""
     inside, above = 0, 0
+    flags = np.zeros(CHUNK, np.uint8)
+    eights = flags.view(np.uint64)
     for start in range(0, row.size, CHUNK):
         bits = row[start : start + CHUNK].view(np.uint32)
-        for i in range(bits.size):
-            above += np.uint32(bits[i] & _MAGNITUDE) > high
+        if bits.size < CHUNK:
+            flags[:] = 0
         for i in range(bits.size):
             magnitude = np.uint32(bits[i] & _MAGNITUDE)
-            if (magnitude >= low) & (magnitude <= high):
-                if inside < places.size:
-                    places[inside] = start + i
-                    found[inside] = magnitude
-                inside += 1
+            above += magnitude > high
+            flags[i] = (magnitude >= low) & (magnitude <= high)
+        for group in range((bits.size + 7) // 8):
+            if eights[group] != 0:  # few: eight at a time are passed over
+                for i in range(8 * group, min(8 * group + 8, bits.size)):
+                    if flags[i]:
+                        if inside < places.size:
+                            places[inside] = start + i
+                            found[inside] = np.uint32(bits[i] & _MAGNITUDE)
+                        inside += 1
     return inside, above
 
 
