@@ -1,9 +1,8 @@
 """`auto_merge()`: the whole story on one screen, and the only place that wires everything."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +12,19 @@ from tqdm.auto import tqdm
 from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.evaluation.objective import Objective
+from hf_merge.hierarchical import Architecture, check_architecture, search_architecture
 from hf_merge.publishing.facts import SearchFacts
 from hf_merge.publishing.push import check_writable
 from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.result import MergeResult
-from hf_merge.scores import Scores, load_scores
+from hf_merge.scores import load_scores
 from hf_merge.scoring import scores_path
 from hf_merge.search.importance import importances
 from hf_merge.search.samplers.names import BaseSampler
-from hf_merge.search.space import Space
 from hf_merge.search.storage import Storage
 from hf_merge.search.study import Study
 from hf_merge.search.trial import Front, Trial
-from hf_merge.wiring import Model, base_of, searched
+from hf_merge.wiring import Model, Searched, base_of, searched
 
 
 def auto_merge(
@@ -43,6 +42,9 @@ def auto_merge(
     sampler: str | BaseSampler = "nsga2",
     racing: bool = False,
     constraints: Mapping[str, str] | None = None,
+    strategy: Literal["parameters", "hierarchical"] = "parameters",
+    preferences: int = 16,
+    paths: int | None = None,
     storage: Storage = None,
     study_name: str = "hf_merge",
     folder: Path | str | None = None,
@@ -71,6 +73,10 @@ def auto_merge(
         sampler: a name (`nsga2`, `nsga3`, `map`, `mmmo`, `gp`, `tpe`, `cmaes`, `qmc`, `random`) or any Optuna sampler.
         racing: measure a candidate only until it is clear that it adds nothing to the front; see `hf_merge.search.racing`.
         constraints: how far an objective may fall, such as `{"spam": ">= base - 0.01"}`; see `search`.
+        strategy: "parameters" searches merges of whole models; "hierarchical" goes on from the best of them to paths through
+            the layers of all models and of that merge (HM3, arXiv:2409.18893).
+        preferences: how many trade-offs the search among paths is trained on: each objective alone, all alike, random ones.
+        paths: distinct paths to score; as many as `trials` unless given.
         storage: a database's URL or an Optuna storage in place of the journal in `folder`; other processes may then `join`.
         study_name: the study's name there.
         folder: where the run is kept; None makes a name from what is searched, below `hf_merge_runs`.
@@ -82,6 +88,10 @@ def auto_merge(
     """
     if push_to is not None:
         push_to = check_writable(push_to, hub_api(token), private=private)
+    if strategy not in ("parameters", "hierarchical"):
+        raise RecipeError(unknown("strategy", strategy, ("parameters", "hierarchical")))
+    if strategy == "hierarchical":
+        check_architecture(objectives, preferences=preferences, paths=trials if paths is None else paths)
     found = searched(
         base,
         models,
@@ -103,12 +113,16 @@ def auto_merge(
         token=token,
         progress=progress,
     )
-    study, evaluator = found.study, found.evaluator
-    rescored = _rescored(study, found.space, found.run, partial(found.score, split="held_out"), progress)
+    architecture = None
+    if strategy == "hierarchical":
+        architecture = search_architecture(
+            found, preferences=preferences, paths=trials if paths is None else paths, seed=seed, progress=progress
+        )
     result = MergeResult(
-        **rescored,
-        objectives=tuple(evaluator.describe()),
-        search=_facts(study, sampler, seed, constraints or {}),
+        **_rescored(found, architecture, progress),
+        objectives=tuple(found.evaluator.describe()),
+        search=_facts(found.study, architecture, sampler, seed, constraints or {}),
+        online=None if architecture is None else architecture.refine,
     )
     result.save(found.run)
     if push_to is not None:
@@ -136,7 +150,7 @@ def join(
     return searched(**arguments | here | ({} if device is None else {"device": device}), shared=True).study
 
 
-_AFTER_SEARCH = ("push_to", "preference", "private", "consent")
+_AFTER_SEARCH = ("push_to", "preference", "private", "consent", "strategy", "preferences", "paths")
 """Keys of a study file that are not for a worker."""
 
 
@@ -162,34 +176,44 @@ def study_arguments(study: Mapping[str, Any]) -> dict[str, Any]:
     return {"base": None, **study, "objectives": objectives, "ranges": ranges}
 
 
-def _facts(study: Study, sampler: str | BaseSampler, seed: int, constraints: Mapping[str, str]) -> SearchFacts:
+def _facts(
+    study: Study, architecture: Architecture | None, sampler: str | BaseSampler, seed: int, constraints: Mapping[str, str]
+) -> SearchFacts:
+    paths = architecture.trials if architecture else []
+    trials = [*study.trials, *paths]
     return SearchFacts(
-        evaluated=study.evaluated,
-        failed=sum(trial.error is not None for trial in study.trials),
+        evaluated=study.evaluated + len(paths),
+        failed=sum(trial.error is not None for trial in trials),
         sampler=sampler if isinstance(sampler, str) else type(sampler).__name__,
         seed=seed,
-        seconds=sum(trial.seconds for trial in study.trials),
+        seconds=sum(trial.seconds for trial in trials),
+        paths=len(paths),
         constraints=constraints,
         importances=importances(study),
     )
 
 
-def _rescored(study: Study, space: Space, run: Path, score: Callable[[Recipe], Scores], progress: bool) -> dict[str, Any]:
-    """The trials, the front, the parents and what else they are compared with; all but the first with held-out scores."""
-    trials = [replace(t, scores=load_scores(scores_path(run, "search", t.recipe.digest)) or t.scores) for t in study.trials]
+def _rescored(found: Searched, architecture: Architecture | None, progress: bool) -> dict[str, Any]:
+    """The trials, the front, the parents and what else they are compared with; all but the first with held-out scores. Where
+    paths were searched, the front of the merges alone has them too."""
+    study, space, run = found.study, found.space, found.run
+    merges = [replace(t, scores=load_scores(scores_path(run, "search", t.recipe.digest)) or t.scores) for t in study.trials]
+    trials = merges + (architecture.trials if architecture else [])
     front = Front.of(trials, study.directions, study.reference)
+    alone = Front.of(merges, study.directions, study.reference)
     by_digest = {trial.recipe.digest: trial for trial in trials if trial.scores}
 
     def named(recipes: Mapping[str, Recipe]) -> list[Trial]:
-        found = {label: by_digest.get(recipe.digest) for label, recipe in recipes.items()}
-        return [replace(trial, label=label) for label, trial in found.items() if trial]
+        tried = {label: by_digest.get(recipe.digest) for label, recipe in recipes.items()}
+        return [replace(trial, label=label) for label, trial in tried.items() if trial]
 
     parents = named(space.parents())
     others = named({k: v for k, v in {**space.seeds(), **base_of(space)}.items() if k not in space.parents()})
-    wanted = {trial.recipe.digest: trial.recipe for trial in (*front, *parents, *others)}
+    wanted = {trial.recipe.digest: trial.recipe for trial in (*front, *alone, *parents, *others)}
     held_out = {}
     for digest, recipe in tqdm(wanted.items(), desc="Re-scoring on held-out data", unit="model", disable=not progress):
-        held_out[digest] = load_scores(scores_path(run, "held_out", digest)) or score(recipe)
+        score = architecture.score if architecture and recipe.layers is not None else found.score
+        held_out[digest] = load_scores(scores_path(run, "held_out", digest)) or score(recipe, "held_out")
 
     def measured(trials: Iterable[Trial]) -> tuple[Trial, ...]:
         return tuple(replace(trial, held_out=held_out.get(trial.recipe.digest, {})) for trial in trials)

@@ -3,8 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import SearchFacts
 from hf_merge.publishing.front_facts import alike, contributions, history, optimism
 from hf_merge.publishing.plots import Figure, plot_front, save_png
+from hf_merge.publishing.position import Gap, hypervolume_gain
 from hf_merge.publishing.push import check_writable, push_collection
 from hf_merge.recipes.yaml import from_dict, to_dict
 from hf_merge.scores import Score, Scores, load_scores, save_scores
@@ -49,10 +50,32 @@ class MergeResult:
     others: tuple[Trial, ...]
     objectives: tuple[Mapping[str, Any], ...]
     search: SearchFacts
+    online: Callable[[Mapping[str, float], int], Trial] | None = field(default=None, repr=False)
 
     def choose(self, preference: Mapping[str, float] | Literal["knee"] = "knee", *, objective: str | None = None) -> Trial:
         """A point of the front: nearest to a `preference`, best in one `objective`, or the knee. Decided on search scores."""
         return self.front.choose(preference, objective=objective)
+
+    def for_preference(self, preference: Mapping[str, float], *, paths: int = 0) -> Trial:
+        """The point for a preference (weights by objective): the nearest of the front, or with `paths` the best path after so
+        many more were scored for it, starting from the trained policy. Raises `RecipeError` where no paths were searched in
+        this session."""
+        if not paths:
+            return self.choose(preference)
+        if self.online is None:
+            raise RecipeError(
+                "Only auto_merge(strategy='hierarchical') can go on searching paths, in the session that it ran in."
+            )
+        return self.online(preference, paths)
+
+    def architecture_gain(self) -> Gap | None:
+        """How much held-out hypervolume paths through layers added to the front of the merges alone, with a paired interval.
+        None if none were searched."""
+        if not self.search.paths:
+            return None
+        merges = [t for t in self.trials if t.recipe.layers is None]
+        alone = Front.of(merges, self.front.directions, self.front.reference)
+        return hypervolume_gain(self.front, alone, self.front.directions, self.front.reference)
 
     def plot(self, split: Split = "held_out", *, chosen: Trial | None = None) -> Figure:
         """Picture of the front with parents, base and uniform average on one split."""
@@ -139,6 +162,7 @@ class MergeResult:
             objectives=self.objectives,
             search=self.search,
             picture=PICTURE,
+            added=self.architecture_gain(),
         )
         files = {
             "README.md": str(render(facts)).encode(),

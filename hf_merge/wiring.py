@@ -18,7 +18,7 @@ from hf_merge.evaluation.runners.embeddings import stated_pooling
 from hf_merge.evaluation.runners.images import load_image_processor
 from hf_merge.merging.architecture import known_config
 from hf_merge.merging.live import LiveModel, load_tokenizer
-from hf_merge.merging.plan import plan
+from hf_merge.merging.plan import Opened, plan
 from hf_merge.merging.tokenizer import has_tokenizer
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe, RecipeModel
@@ -45,6 +45,7 @@ class Searched:
     evaluator: Evaluator
     run: Path
     score: Scorer
+    opened: Opened
 
 
 def searched(
@@ -125,7 +126,7 @@ def searched(
         shared=shared,
         progress=progress,
     )
-    return Searched(study=study, space=space, evaluator=evaluator, run=run, score=score)
+    return Searched(study=study, space=space, evaluator=evaluator, run=run, score=score, opened=opened)
 
 
 def _pinned(space: Space, api: HfApi) -> tuple[Space, dict[ModelRef, Checkpoint]]:

@@ -31,8 +31,9 @@ FLOORS = {
     "scoring": 7,
     "wiring": 8,
     "result": 8,
-    "auto": 9,
-    "demo": 10,
+    "hierarchical": 9,
+    "auto": 10,
+    "demo": 11,
 }
 FACES = ("__init__", "cli")
 """May import everything, and lazily."""
@@ -44,7 +45,7 @@ HOMES = {
     "yaml": ("recipes.yaml", "demo.hub", "publishing.license"),  # the demo's Hub reads cards; a card's loader raises YAMLError
     "optuna": ("search",),
     "evaluate": ("evaluation",),
-    "safetensors": ("checkpoints", "demo"),
+    "safetensors": ("checkpoints", "demo", "search.layers.stored"),
     "matplotlib": ("publishing.plots",),
 }
 
@@ -52,10 +53,12 @@ DRAWERS = {"utils", "helpers", "common", "misc", "core"}
 
 FILE_LINES, FUNCTION_LINES = 300, 40
 ALLOWED: Mapping[str, str] = {
+    "auto.py:auto_merge": "all that a search can be told, checked and handed on in order",
     "cli.py:parser": "the whole command line, declared once",
     "demo/hub/server.py": "one interface to a Hub in a thread and to one in a process, side by side",
     "demo/hub/store.py": "the repository and the store that locks it know each other's files",
     "demo/story.py:tell": "a story, told in order",
+    "result.py": "one object: all that can be asked of a result, and how it is kept",
     "tensors/loops.py": "numba compiles a loop anew if its file changes, and not if another file does that it takes loops from",
     "tensors/loops.py:elect": "one chunk after the other through all steps, while it is in the fastest cache",
     "tensors/loops.py:rank": "one row after the other through all steps, while it is in the fastest cache",

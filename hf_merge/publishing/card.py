@@ -18,8 +18,9 @@ from hf_merge.publishing.facts import CardFacts
 from hf_merge.publishing.license import OTHER, License, resolve
 from hf_merge.publishing.markdown import Markdown, block, code, listed, one_line, plain, table
 from hf_merge.publishing.position import complete, position
-from hf_merge.publishing.sections import NONE, Sections, duration
+from hf_merge.publishing.sections import NONE, Sections, cell, duration
 from hf_merge.recipes import yaml
+from hf_merge.recipes.path import path_of
 from hf_merge.version import __version__
 
 HUB = "https://huggingface.co"
@@ -124,6 +125,7 @@ def _body(facts: CardFacts, license: License) -> str:
         search_scores=sections.search_scores(front) if front else None,
         importances=sections.importances() if facts.search and facts.search.importances else None,
         method=_method(facts),
+        path=_path(facts),
         search=_search(facts),
         sources=_sources(facts),
         digest=code(facts.recipe.digest),
@@ -151,7 +153,32 @@ def _method(facts: CardFacts) -> Markdown:
     method = METHODS[facts.recipe.method]
     number = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", method.paper)
     paper = f"[{method.paper}](https://arxiv.org/abs/{number[1]})" if number else plain(method.paper)
-    return Markdown(f"**{method.title}** ({paper})." if method.paper else f"**{method.title}**.")
+    said = f"**{method.title}** ({paper})." if method.paper else f"**{method.title}**."
+    if facts.added is not None:
+        hm3 = "[arXiv:2409.18893](https://arxiv.org/abs/2409.18893)"
+        what = "is a path through layers" if facts.recipe.layers else "is a merge of whole models, not a path through layers"
+        said += f" Searched in two steps (HM3, {hm3}): merges first, then paths through layers. This model {what}."
+        added = cell(facts.added, abs(facts.added.value) or 1.0, sign=True)
+        verdict = "" if facts.added.clear else ", which held-out data cannot tell from nothing"
+        said += f" The paths added {added} to the held-out hypervolume of the merges{verdict}."
+    return Markdown(said)
+
+
+def _path(facts: CardFacts) -> Markdown | None:
+    """Which model's which layer stands where: a row for each model, a column for each layer of the result."""
+    layers = facts.recipe.layers
+    if layers is None or any(part.module or part.sources[0].length is None for part in layers.slices):
+        return None
+    path = path_of(layers)
+    models = list(dict.fromkeys(step.model for step in path))
+    names = {model: one_line(model) or "base" for model in models}
+    wide, width = max(map(len, [*names.values(), "position"])), len(str(max(len(path), *(step.layer for step in path)))) + 2
+    rows = [f"{'position':<{wide}}" + "".join(f"{i:>{width}}" for i in range(len(path)))]
+    for model in models:
+        cells = (f"{step.layer if step.model == model else '':>{width}}" for step in path)
+        rows.append(f"{names[model]:<{wide}}{''.join(cells)}".rstrip())
+    scaled = [f"×{step.scale:g} before position {i}" for i, step in enumerate(path) if step.scale != 1.0]
+    return block("\n".join(rows + scaled), "text")
 
 
 def _search(facts: CardFacts) -> Markdown | None:

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hf_merge.publishing.license import Declared
+from hf_merge.publishing.position import Gap
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.scores import MAXIMIZE
 from hf_merge.search.trial import Front, Trial
@@ -13,14 +14,16 @@ from hf_merge.search.trial import Front, Trial
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFacts:
-    """How the front was found: recipes `evaluated` (`failed` ones among them), the sampler's name and seed, the wall time, the
-    `constraints` that the front keeps, and by objective how much each parameter mattered (`importances`, summing to 1)."""
+    """How the front was found: recipes `evaluated` (`failed` ones among them, and `paths` through layers), the sampler's name
+    and seed, the wall time, the `constraints` that the front keeps, and by objective how much each parameter mattered
+    (`importances`, summing to 1)."""
 
     evaluated: int
     failed: int
     sampler: str
     seed: int
     seconds: float
+    paths: int = 0
     constraints: Mapping[str, str] = field(default_factory=dict)
     importances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -42,6 +45,7 @@ class CardFacts:
         consent: whether the user agreed to publish under licenses that forbid commercial use or derived works.
         model_name: the title; the last part of `repo_id` unless given.
         auto_class: the transformers class that loads the model, such as "AutoModelForCausalLM".
+        added: how much held-out hypervolume paths through layers added to the front of the merges alone.
         picture: the file name of the front's picture in the repository; None leaves it out.
         versions: of the packages that made the model, such as {"hf_merge": "0.1.0"}.
     """
@@ -60,6 +64,7 @@ class CardFacts:
     pipeline_tag: str | None = None
     auto_class: str = "AutoModel"
     picture: str | None = "front.png"
+    added: Gap | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

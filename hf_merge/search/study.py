@@ -73,10 +73,14 @@ class Study:
         """The recipes tried, in the order of their numbers: those with scores, and those that failed with their `error`."""
         stored = self._stored()
         found = [self._tried(t) for t in holders(stored).values() if t.state.is_finished()]
+        return self.judged(found, found)
+
+    def judged(self, trials: Sequence[Trial], all_trials: Sequence[Trial] | None = None) -> list[Trial]:
+        """`trials`, of this study or of another stage of the same search, with the constraints that they break."""
         if not self.bounds:
-            return found
-        limits = self._limits(found)
-        return [replace(t, violations={k: v for k, v in self._violations(t.scores, limits).items() if v > 0}) for t in found]
+            return list(trials)
+        limits = self._limits(self.trials if all_trials is None else all_trials)
+        return [replace(t, violations={k: v for k, v in self._violations(t.scores, limits).items() if v > 0}) for t in trials]
 
     def _tried(self, ended: FrozenTrial) -> Trial:
         if ended.number not in self._known:

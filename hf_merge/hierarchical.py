@@ -1,0 +1,183 @@
+"""HM3's second step (arXiv:2409.18893): paths through the layers of the models and of their best merge."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as Folder
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from hf_merge.errors import RecipeError, unknown
+from hf_merge.evaluation.measure import Evaluator
+from hf_merge.evaluation.objective import Objective
+from hf_merge.merging.path_model import PathModel
+from hf_merge.merging.prefixes import Prefixes
+from hf_merge.recipes.path import MERGED, Path, path_of
+from hf_merge.recipes.recipe import Recipe
+from hf_merge.scores import MAXIMIZE, Scores, load_scores, save_scores
+from hf_merge.scoring import REPLICATES, scores_path
+from hf_merge.search.layers.paths import PathSearch, refine, search_paths
+from hf_merge.search.layers.pool import Pool
+from hf_merge.search.layers.rewards import Floats, drawn, normalizer
+from hf_merge.search.layers.stored import save_nets
+from hf_merge.search.loop import FAILURES
+from hf_merge.search.study import Study
+from hf_merge.search.trial import Front, Split, Trial
+from hf_merge.wiring import Searched, base_of
+
+log = logging.getLogger(__name__)
+
+EPISODES = 20
+"""Episodes for each path that may be scored: most repeat a path, which costs nothing."""
+
+UNFIT = ("latency", "delta_norm")
+"""Metrics that have no honest value here: shared layers are not run again, and a path has other layers than the base."""
+
+
+@dataclass(eq=False, kw_only=True)
+class PathScorer:
+    """Scores recipes of paths, and keeps what it finds in the `run`'s folder: what is there is not measured again."""
+
+    evaluator: Evaluator
+    model: PathModel
+    run: Folder
+
+    def __call__(self, recipe: Recipe, split: Split = "search") -> Scores:
+        """The recipe's scores."""
+        if recipe.layers is None:
+            raise RecipeError(f"{recipe} has no layers, so it is no path.")
+        kept = scores_path(self.run, split, recipe.digest)
+        if scores := load_scores(kept):
+            return scores
+        self.model.take(path_of(recipe.layers))
+        scores = self.evaluator.measure(self.model.model, split, replicates=REPLICATES if split == "held_out" else 0)
+        save_scores(kept, scores)
+        return scores
+
+
+@dataclass(eq=False, kw_only=True)
+class Architecture:
+    """The search among paths: `trials` has one for each path that was scored, numbered from `first` on. The paths that are the
+    models and the merge as they are have trials of the first step: they are `known`."""
+
+    study: Study
+    score: PathScorer
+    pool: Pool
+    normalized: Callable[[ArrayLike], Floats]
+    known: Mapping[Path, Trial]
+    first: int
+    seed: int
+    trials: list[Trial] = field(default_factory=list)
+    found: PathSearch | None = None
+
+    def train(self, preferences: Floats, paths: int, *, progress: bool) -> None:
+        """Train policy and critic over `preferences` `(N, K)` until so many `paths` are scored. Ctrl-C ends it early.
+
+        The same call again asks for the same paths, and those that were scored are known: it goes on where it was killed.
+        """
+        with tqdm(total=paths, desc="Paths", unit="path", disable=not progress) as bar:
+
+            def shown(path: Path, values: Floats) -> None:
+                front = Front.of([*self.study.trials, *self.trials], self.study.directions, self.study.reference)
+                bar.set_postfix_str(f"front {len(front)}, hypervolume {front.hypervolume():.4g}", refresh=False)
+                bar.update()
+
+            try:
+                self.found = search_paths(
+                    self.values,
+                    self.pool,
+                    preferences,
+                    episodes=EPISODES * paths,
+                    evaluations=paths,
+                    seed=self.seed,
+                    on_path=shown,
+                )
+                save_nets(self.score.run / "paths", self.found.nets)
+            except KeyboardInterrupt:
+                log.warning("Interrupted after %d of %d paths. The same call resumes.", len(self.trials), paths)
+
+    def values(self, path: Path) -> Floats:
+        """A path's objectives `(K,)`, normalized by base and specialists and all maximized; NaN if it cannot be scored."""
+        if path in self.known:
+            return self.normalized(_maximized([self.known[path].scores], self.study.directions)[0])
+        recipe, started, error = self.score.model.recipe_of(path), time.monotonic(), None
+        scores: Scores = {}
+        try:
+            scores = self.score(recipe)
+        except FAILURES as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        seconds = time.monotonic() - started
+        trial = Trial(number=self.first + len(self.trials), recipe=recipe, scores=scores, error=error, seconds=seconds)
+        self.trials += self.study.judged([trial])
+        if error is not None:
+            return np.full(len(self.study.directions), np.nan)
+        return self.normalized(_maximized([scores], self.study.directions)[0])
+
+    def refine(self, preference: Mapping[str, float], paths: int) -> Trial:
+        """The best path for a `preference` (weights by objective), after so many more `paths` were scored for it: HM3's online
+        phase. Its trial has scores on both splits. Raises `RecipeError` for unknown objectives and without a search."""
+        for name in preference:
+            if name not in self.study.directions:
+                raise RecipeError(unknown("objective", name, self.study.directions))
+        if self.found is None:
+            raise RecipeError("The search among paths was interrupted. Call auto_merge again to finish it.")
+        wanted = [preference.get(name, 0.0) for name in self.study.directions]
+        known = self.found.ledger.values
+        refined = refine(
+            self.found.nets, self.values, wanted, episodes=EPISODES * paths, evaluations=paths, seed=self.seed, known=known
+        )
+        path = refined.best(wanted)
+        if path in self.known:
+            return self.known[path]
+        recipe = self.score.model.recipe_of(path)
+        trial = next(t for t in self.trials if t.recipe.digest == recipe.digest)
+        return replace(trial, held_out=self.score(recipe, "held_out"))
+
+
+def search_architecture(found: Searched, *, preferences: int, paths: int, seed: int, progress: bool) -> Architecture:
+    """Search paths through the layers of a finished search's models and of its best merge, the knee of its front.
+
+    One merge is in the pool for all preferences: with another one for each, no path would be scored for two of them. Raises
+    `RecipeError` if no merge of all models could be scored, and `MergeError` for layers that cannot stand in one model.
+    """
+    study, space = found.study, found.space
+    merges = [t for t in study.trials if t.scores and not t.stopped and len(t.recipe.models) == len(space.models)]
+    best = Front.of(merges, study.directions, study.reference)
+    if not best:
+        raise RecipeError("No merge of all models could be scored, so there is none whose layers a path could take.")
+    model = PathModel(best.choose().recipe, found.opened, device=found.evaluator.device, prefixes=Prefixes())
+    by_digest = {t.recipe.digest: t for t in study.trials if t.scores}
+    models = {r.models[0].name: by_digest[r.digest] for r in space.parents().values() if r.digest in by_digest}
+    parents = [trial.scores for trial in models.values()]
+    bases = [by_digest[r.digest].scores for r in base_of(space).values() if r.digest in by_digest]
+    models[MERGED] = best.choose()
+    specialists = _maximized(parents, study.directions)
+    start = _maximized(bases, study.directions)[0] if bases else specialists.min(0)
+    architecture = Architecture(
+        study=study,
+        score=PathScorer(evaluator=found.evaluator, model=model, run=found.run),
+        pool=Pool.of(model.depths, model.statistics()),
+        normalized=normalizer(start, specialists),
+        known={model.identity(name): trial for name, trial in models.items() if name in model.depths},
+        first=1 + max(t.number for t in study.trials),
+        seed=seed,
+    )
+    wanted = drawn(len(study.directions), preferences, np.random.default_rng(seed))
+    architecture.train(wanted, paths, progress=progress)
+    return architecture
+
+
+def check_architecture(objectives: Sequence[Objective], *, preferences: int, paths: int) -> None:
+    """Raises `RecipeError` for what no search among paths can do, before anything is read."""
+    if unfit := [o.name for o in objectives if o.metric in UNFIT]:
+        raise RecipeError(f"Paths have no honest {' or '.join(UNFIT)}: leave out {', '.join(unfit)}, or the strategy.")
+    if preferences < 1 or paths < 1:
+        raise RecipeError(f"A search among paths needs a preference and a path at least; got {preferences} and {paths}.")
+
+
+def _maximized(scores: Sequence[Scores], directions: Mapping[str, str]) -> Floats:
+    signs = np.array([1.0 if d == MAXIMIZE else -1.0 for d in directions.values()])
+    return signs * np.array([[s[name].value for name in directions] for s in scores]).reshape(-1, len(signs))
