@@ -210,9 +210,9 @@ def _rescored(found: Searched, architecture: Architecture | None, progress: bool
     parents = named(space.parents())
     others = named({k: v for k, v in {**space.seeds(), **base_of(space)}.items() if k not in space.parents()})
     wanted = {trial.recipe.digest: trial.recipe for trial in (*front, *alone, *parents, *others)}
+    score = architecture.score if architecture else found.score
     held_out = {}
     for digest, recipe in tqdm(wanted.items(), desc="Re-scoring on held-out data", unit="model", disable=not progress):
-        score = architecture.score if architecture and recipe.layers is not None else found.score
         held_out[digest] = load_scores(scores_path(run, "held_out", digest)) or score(recipe, "held_out")
 
     def measured(trials: Iterable[Trial]) -> tuple[Trial, ...]:

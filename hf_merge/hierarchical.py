@@ -18,7 +18,7 @@ from hf_merge.merging.prefixes import Prefixes
 from hf_merge.recipes.path import MERGED, Path, path_of
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.scores import MAXIMIZE, Scores, load_scores, save_scores
-from hf_merge.scoring import REPLICATES, scores_path
+from hf_merge.scoring import REPLICATES, Scorer, scores_path
 from hf_merge.search.layers.paths import PathSearch, refine, search_paths
 from hf_merge.search.layers.pool import Pool
 from hf_merge.search.layers.rewards import Floats, drawn, normalizer
@@ -39,19 +39,20 @@ UNFIT = ("latency", "delta_norm")
 
 @dataclass(eq=False, kw_only=True)
 class PathScorer:
-    """Scores recipes of paths, and keeps what it finds in the `run`'s folder: what is there is not measured again."""
+    """Scores recipes of paths, and with `merges` all others; what the `run`'s folder keeps is not measured again."""
 
     evaluator: Evaluator
     model: PathModel
     run: Folder
+    merges: Scorer
 
     def __call__(self, recipe: Recipe, split: Split = "search") -> Scores:
         """The recipe's scores."""
-        if recipe.layers is None:
-            raise RecipeError(f"{recipe} has no layers, so it is no path.")
         kept = scores_path(self.run, split, recipe.digest)
         if scores := load_scores(kept):
             return scores
+        if recipe.layers is None:
+            return self.merges(recipe, split)
         self.model.take(path_of(recipe.layers))
         scores = self.evaluator.measure(self.model.model, split, replicates=REPLICATES if split == "held_out" else 0)
         save_scores(kept, scores)
@@ -130,11 +131,10 @@ class Architecture:
             self.found.nets, self.values, wanted, episodes=EPISODES * paths, evaluations=paths, seed=self.seed, known=known
         )
         path = refined.best(wanted)
-        if path in self.known:
-            return self.known[path]
-        recipe = self.score.model.recipe_of(path)
-        trial = next(t for t in self.trials if t.recipe.digest == recipe.digest)
-        return replace(trial, held_out=self.score(recipe, "held_out"))
+        if (trial := self.known.get(path)) is None:
+            digest = self.score.model.recipe_of(path).digest
+            trial = next(t for t in self.trials if t.recipe.digest == digest)
+        return replace(trial, held_out=self.score(trial.recipe, "held_out"))
 
 
 def search_architecture(found: Searched, *, preferences: int, paths: int, seed: int, progress: bool) -> Architecture:
@@ -158,7 +158,7 @@ def search_architecture(found: Searched, *, preferences: int, paths: int, seed: 
     start = _maximized(bases, study.directions)[0] if bases else specialists.min(0)
     architecture = Architecture(
         study=study,
-        score=PathScorer(evaluator=found.evaluator, model=model, run=found.run),
+        score=PathScorer(evaluator=found.evaluator, model=model, run=found.run, merges=found.score),
         pool=Pool.of(model.depths, model.statistics()),
         normalized=normalizer(start, specialists),
         known={model.identity(name): trial for name, trial in models.items() if name in model.depths},

@@ -64,7 +64,7 @@ class MergeResult:
             return self.choose(preference)
         if self.online is None:
             raise RecipeError(
-                "Only auto_merge(strategy='hierarchical') can go on searching paths, in the session that it ran in."
+                "Only auto_merge(strategy='hierarchical') can go on searching paths, right after it ran."
             )
         return self.online(preference, paths)
 

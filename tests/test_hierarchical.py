@@ -1,0 +1,111 @@
+"""Merges first, then paths through layers, on the real specialists: what is scored, what is kept, what is said of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datasets import DatasetDict
+from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_merge.auto import auto_merge
+from hf_merge.demo.hub.server import LocalHub
+from hf_merge.demo.specialists import FamilyFolder
+from hf_merge.errors import RecipeError
+from hf_merge.evaluation.measure import Evaluator
+from hf_merge.evaluation.objective import Objective
+from hf_merge.result import MergeResult
+
+Run = Callable[..., MergeResult]
+TRIALS, PATHS = 8, 10
+
+
+@pytest.fixture
+def objectives(specialists: FamilyFolder) -> list[Objective]:
+    def rows(task: str) -> DatasetDict:
+        return DatasetDict({split: specialists.dataset(task, split).select(range(96)) for split in ("search", "held_out")})
+
+    return [Objective(name=t.name, dataset=rows(t.name), labels=t.labels) for t in specialists.family.tasks]
+
+
+@pytest.fixture
+def run(specialists: FamilyFolder, objectives: list[Objective], tmp_path: Path) -> Run:
+    def search(**settings: object) -> MergeResult:
+        usual = {"trials": TRIALS, "paths": PATHS, "preferences": 4, "seed": 3, "folder": tmp_path / "run", "progress": False}
+        usual |= {"strategy": "hierarchical"} | settings
+        models = list(specialists.models.values())
+        return auto_merge(specialists.base, models, objectives, **usual)  # type: ignore[arg-type]
+
+    return search
+
+
+def paths_of(result: MergeResult) -> list[tuple[str, dict[str, float]]]:
+    return [
+        (t.recipe.digest, {name: s.value for name, s in t.scores.items()}) for t in result.trials if t.recipe.layers is not None
+    ]
+
+
+def test_paths_are_trials_like_others_and_none_is_scored_twice(run: Run) -> None:
+    result = run()
+    paths = paths_of(result)
+    assert 0 < result.search.paths == len(paths) <= PATHS
+    assert result.search.evaluated == TRIALS + len(paths)
+    assert len({digest for digest, _ in paths}) == len(paths)
+    assert not any(trial.error for trial in result.trials)
+    assert all(trial.held_out for trial in result.front)
+    gain = result.architecture_gain()
+    assert gain is not None
+    assert gain.interval is not None
+
+
+def test_a_search_that_has_ended_measures_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run()
+    monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: pytest.fail("measured again"))
+    assert paths_of(run()) == paths_of(first)
+
+
+def test_more_paths_begin_with_the_same_ones(run: Run, tmp_path: Path) -> None:
+    few = paths_of(run(paths=6, folder=tmp_path / "few"))
+    assert paths_of(run())[: len(few)] == few
+
+
+def test_a_preference_is_answered_from_the_front_or_by_more_paths(run: Run) -> None:
+    result = run()
+    first, *_ = result.front.objectives
+    assert result.for_preference({first: 1.0}) is result.choose({first: 1.0})
+    found = result.for_preference({first: 1.0}, paths=3)
+    assert found.scores
+    assert found.held_out
+    with pytest.raises(RecipeError, match="nonsense"):
+        result.for_preference({"nonsense": 1.0}, paths=3)
+    with pytest.raises(RecipeError, match="right after it ran"):
+        replace(result, online=None).for_preference({first: 1.0}, paths=3)
+
+
+def test_a_published_path_loads_with_plain_transformers_and_scores_what_its_card_says(
+    run: Run, objectives: list[Objective], hub: LocalHub, tmp_path: Path
+) -> None:
+    result = run()
+    chosen = next(t for t in result.trials if t.recipe.layers is not None and len(t.recipe.layers.slices) > 1)
+    scored = replace(chosen, held_out=result.online.__self__.score(chosen.recipe, "held_out"))  # type: ignore[union-attr]
+    result.push_to_hub("lab/path", trial=scored, progress=False)
+    model = AutoModelForSequenceClassification.from_pretrained("lab/path")
+    evaluator = Evaluator(
+        objectives, tokenizer=AutoTokenizer.from_pretrained("lab/path"), config=model.config, seed=3, progress=False
+    )
+    again = evaluator.measure(model.eval(), "held_out")
+    assert {k: s.value for k, s in again.items()} == {k: s.value for k, s in scored.held_out.items()}
+    card = str(ModelCard.load("lab/path"))
+    assert "position" in card
+    assert "The paths added" in card
+    assert "Searched in two steps" in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"strategy": "hierachical"}, "hierarchical"), ({"paths": 0}, "a path at least"), ({"preferences": 0}, "a preference")],
+)
+def test_what_makes_no_sense_is_said_before_anything_is_read(run: Run, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(**settings)
