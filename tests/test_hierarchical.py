@@ -89,14 +89,14 @@ def test_a_published_path_loads_with_plain_transformers_and_scores_what_its_card
     result = run()
     chosen = next(t for t in result.trials if t.recipe.layers is not None and len(t.recipe.layers.slices) > 1)
     scored = replace(chosen, held_out=result.online.__self__.score(chosen.recipe, "held_out"))  # type: ignore[union-attr]
-    result.push_to_hub("lab/path", trial=scored, progress=False)
-    model = AutoModelForSequenceClassification.from_pretrained("lab/path")
+    result.push_to_hub("demo/path", trial=scored, progress=False)
+    model = AutoModelForSequenceClassification.from_pretrained("demo/path")
     evaluator = Evaluator(
-        objectives, tokenizer=AutoTokenizer.from_pretrained("lab/path"), config=model.config, seed=3, progress=False
+        objectives, tokenizer=AutoTokenizer.from_pretrained("demo/path"), config=model.config, seed=3, progress=False
     )
     again = evaluator.measure(model.eval(), "held_out")
     assert {k: s.value for k, s in again.items()} == {k: s.value for k, s in scored.held_out.items()}
-    card = str(ModelCard.load("lab/path"))
+    card = str(ModelCard.load("demo/path"))
     assert "position" in card
     assert "The paths added" in card
     assert "Searched in two steps" in card

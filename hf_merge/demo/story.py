@@ -9,18 +9,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_merge.auto import auto_merge
 from hf_merge.checkpoints.checkpoint import hub_api
 from hf_merge.demo.classifiers import CLASSIFIERS
+from hf_merge.demo.generator_objectives import objectives as generative_objectives
+from hf_merge.demo.generators import GENERATORS
 from hf_merge.demo.specialists import FamilyFolder, build_family
 from hf_merge.errors import HfMergeError
 from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
 from hf_merge.model_ref import ModelRef
+from hf_merge.publishing.plots import save_png
 from hf_merge.publishing.position import hypervolume_gain
 from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.result import PICTURE, MergeResult
@@ -28,6 +32,8 @@ from hf_merge.single import merge
 
 PUBLISHED = "bert-tiny-all-three"
 SUMMARY = "summary.json"
+MERGES, PATHS, SEARCH_ROWS = 24, 48, 64
+PUBLISHED_PATH, PATHS_PICTURE = "llama-tiny-path", "paths.png"
 _DATASET_CARD = """\
 ---
 configs:
@@ -73,7 +79,7 @@ def tell(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: 
     with chapter(f"Publishing the knee, {chosen.name}, as {repo_id}"):
         address = result.push_to_hub(repo_id, trial=chosen, progress=progress)
     with chapter("Loading it back with plain transformers and measuring it again"):
-        checked = reproduce(repo_id, objectives, seed)
+        checked = reproduce(repo_id, objectives, seed, AutoModelForSequenceClassification)
         print(table(["objective", "on the card", "measured again"], [[k, *map(repr, v)] for k, v in checked.items()]))
     card = Path(hf_hub_download(repo_id, "README.md"))
     picture = Path(hf_hub_download(repo_id, PICTURE))
@@ -85,6 +91,8 @@ def tell(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: 
         shutil.copyfile(picture, cards / f"{PUBLISHED}.png")
     shutil.copyfile(card, folder / "card.md")
     shutil.copyfile(picture, folder / PICTURE)
+    paths = tell_of_paths(folder, seed=seed, progress=progress)
+    checked |= {f"{name} (path)": pair for name, pair in paths.items()}
     volumes = compare(result)
     print(f"\n{result}\n")
     print(table(["held-out hypervolume of the front, more than that of", "gain", "95 % interval"], volumes))
@@ -93,6 +101,43 @@ def tell(folder: Path, *, trials: int, seed: int, cards: Path | None, progress: 
     (folder / SUMMARY).write_text(json.dumps(summary | {"front": len(result.front), "gains": volumes}, indent=1))
     if any(before != again for before, again in checked.values()):
         raise HfMergeError("The published model does not score what its card says.")
+
+
+def tell_of_paths(folder: Path, *, seed: int, progress: bool) -> dict[str, tuple[float, float]]:
+    """The chapters on layers of generative models; leaves a picture in `folder`. By objective, what the published path scores
+    on its card and when it is loaded back."""
+    with chapter("Building a small language model and three fine-tunes: translation, math, code (cached after the first time)"):
+        family = build_family(GENERATORS, progress=progress)
+    names = family.family
+    with chapter("Publishing them to the same Hub"):
+        publish(family, hub_api())
+    objectives = generative_objectives(family, rows=SEARCH_ROWS)
+    with chapter(f"Searching {MERGES} merges, then {PATHS} paths through the layers of the models and of the best merge (HM3)"):
+        result = auto_merge(
+            names.repo_id(names.base),
+            [names.repo_id(task.model) for task in names.tasks],
+            objectives,
+            trials=MERGES,
+            strategy="hierarchical",
+            paths=PATHS,
+            preferences=8,
+            seed=seed,
+            folder=folder / "paths",
+            progress=progress,
+        )
+        save_png(result.plot(), folder / PATHS_PICTURE)
+        gain = result.architecture_gain()
+        added = "" if gain is None or gain.interval is None else " [{:+.4f}, {:+.4f}]".format(*gain.interval)
+        print(f"{result}\nThe paths added {gain.value if gain else 0:+.4f}{added} to the merges' held-out hypervolume.")
+        print(f"The picture: {folder / PATHS_PICTURE}")
+    chosen = next((trial for trial in result.front if trial.recipe.layers is not None), result.choose())
+    repo_id = names.repo_id(PUBLISHED_PATH)
+    with chapter(f"Publishing {chosen.name} as {repo_id}, loading it back with plain transformers and measuring it again"):
+        result.push_to_hub(repo_id, trial=chosen, progress=progress)
+        checked = reproduce(repo_id, objectives, seed, AutoModelForCausalLM)
+        print(table(["objective", "on the card", "measured again"], [[k, *map(repr, v)] for k, v in checked.items()]))
+    shutil.copyfile(hf_hub_download(repo_id, "README.md"), folder / "path_card.md")
+    return checked
 
 
 def publish(family: FamilyFolder, api: HfApi) -> None:
@@ -117,16 +162,18 @@ def publish(family: FamilyFolder, api: HfApi) -> None:
             )
 
 
-def reproduce(repo_id: str, objectives: list[Objective], seed: int) -> dict[str, tuple[float, float]]:
-    """By objective: the held-out score on the card of a repository, and what its model scores when it is loaded back."""
-    model = AutoModelForSequenceClassification.from_pretrained(repo_id)
+def reproduce(repo_id: str, objectives: list[Objective], seed: int, cls: Any) -> dict[str, tuple[float, float]]:
+    """By objective: the held-out score on the card of a repository, and what its model scores when transformers' `cls` loads
+    it back."""
+    model = cls.from_pretrained(repo_id)
     evaluator = Evaluator(
         objectives, tokenizer=AutoTokenizer.from_pretrained(repo_id), config=model.config, seed=seed, progress=False
     )
     scores = evaluator.measure(model, "held_out")
-    results = {str(entry.metric_name): entry.metric_value for entry in ModelCard.load(repo_id).data.eval_results or []}
+    results = ModelCard.load(repo_id).data.eval_results or []
+    on_card = {str(entry.metric_name).partition(":")[0]: float(entry.metric_value) for entry in results}
     # A card gives six digits.
-    return {name: (results[f"{name}: accuracy (held out)"], round(score.value, 6)) for name, score in scores.items()}
+    return {name: (on_card[name], round(score.value, 6)) for name, score in scores.items()}
 
 
 def compare(result: MergeResult) -> list[list[str]]:

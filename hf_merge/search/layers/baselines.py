@@ -20,7 +20,8 @@ Search = Callable[[Ledger, Pool, Floats, int, np.random.Generator], Iterator[Non
 PATIENCE, STALE = 50, 5
 """Generations in a row that bring no new path, after which a search is done, or begins anew."""
 
-POPULATION, DIFFERENCE, CROSSOVER = 20, 0.5, 0.5
+POPULATION, DIFFERENCE, CROSSOVER = 10, 0.5, 0.9
+"""Of DE: the best of 18 settings on other toy pools than those that benchmarks/paths.py reports."""
 
 
 def baseline(name: str, ledger: Ledger, pool: Pool, preferences: ArrayLike, *, longest: int, seed: int) -> Ledger:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.recipes.path import Path
+from hf_merge.search.layers.edits import edited
 from hf_merge.search.layers.imitation import imitate
 from hf_merge.search.layers.ledger import BudgetSpentError, Ledger, Score
 from hf_merge.search.layers.memory import Memory
@@ -39,6 +40,8 @@ class Settings:
     (0: all at once): a critic that has seen little would choose among many at random.
     ε begins as `epsilon` and grows or shrinks by a tenth after each batch, so that a share `fresh` of the paths is new: the
     paper's fixed ε for each decision grows into random paths where they are long, and starves a search that has settled.
+    A share `edits` of the episodes are not the policy's: the best paths known for a preference with one block changed. They
+    are for the critic alone, never for PPO.
     `share` of the scored paths teaches each of the critic's `heads`; `remembered` of them come with each step of PPO.
     """
 
@@ -54,6 +57,7 @@ class Settings:
     widening: int = 2
     epsilon: float = 0.1
     fresh: float = 0.4
+    edits: float = 0.25
     batch: int = 32
     actor_rate: float = 1e-3
     critic_rate: float = 3e-3
@@ -180,19 +184,23 @@ class Trainer:
 
     def train(self, preferences: Floats, episodes: int) -> None:
         """So many episodes, each for one of `preferences` `(N, K)`. Raises BudgetSpentError where the ledger does."""
-        chosen = self.settings
-        for done in range(0, episodes, chosen.batch):
-            before = self.ledger.evaluations
+        chosen, nets, ledger = self.settings, self.nets, self.ledger
+        for batch, done in enumerate(range(0, episodes, chosen.batch)):
             rows = self.draws.integers(len(preferences), size=min(chosen.batch, episodes - done))
-            rollouts = roll(
-                self.nets, self.ledger, preferences[rows], epsilon=self.epsilon, neighbors=self.widened, rng=self.rng
-            )
-            fresh = (self.ledger.evaluations - before) / len(rows)
+            edits = int(chosen.edits * len(rows))
+            for row in preferences[rows[:edits]]:
+                path = edited(nets.pool, ledger, row, longest=nets.longest, scales=nets.scales, rng=self.draws)
+                if path is not None:
+                    ledger(path)
+            before = ledger.evaluations
+            wanted = preferences[rows[edits:]]
+            rollouts = roll(nets, ledger, wanted, epsilon=self.epsilon, neighbors=self.widened, rng=self.rng)
+            fresh = (ledger.evaluations - before) / len(wanted)
             self.epsilon = min(BROADEST, max(NARROWEST, self.epsilon * (1.1 if fresh < chosen.fresh else 1 / 1.1)))
-            if chosen.widening and done // chosen.batch % chosen.widening == chosen.widening - 1:
+            if chosen.widening and batch % chosen.widening == chosen.widening - 1:
                 self.widened = min(self.neighbors, self.widened + 1)
-            batch = self.batch(rollouts)
-            update(self.evaluate, self.optimizer, batch, chosen.ppo, self.rng, lambda: self.lesson(preferences))
+            data = self.batch(rollouts)
+            update(self.evaluate, self.optimizer, data, chosen.ppo, self.rng, lambda: self.lesson(preferences))
 
     def batch(self, done: Rollouts) -> Batch:
         """Episodes with their advantages and returns."""

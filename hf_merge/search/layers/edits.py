@@ -1,0 +1,44 @@
+"""Paths that differ in one block from a good one: what a policy that builds from the beginning finds last."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_merge.search.layers.env import WIDEST, rounded_scale
+from hf_merge.search.layers.ledger import Ledger
+from hf_merge.search.layers.pool import Path, Pool, Step
+
+TRIES = 50
+"""Edits that may turn out to be forbidden or known before a neighborhood counts as seen."""
+
+
+def edited(
+    pool: Pool, ledger: Ledger, preference: ArrayLike, *, longest: int, scales: bool, rng: np.random.Generator
+) -> Path | None:
+    """A path that was not scored yet: the best one known for `preference` or, with half the chance each, the second, the third…,
+    with a block exchanged, put in or taken out, or with another scale if there are `scales`. None if none was met."""
+    known = list(ledger.values)
+    if not known:
+        return None
+    ranked = np.argsort(-ledger.rewards(preference), kind="stable")
+    for _ in range(TRIES):
+        path = known[ranked[min(int(rng.geometric(0.5)), len(known)) - 1]]
+        other = _edit(path, pool, scales, rng)
+        if other and other not in ledger.values and pool.allowed(other, longest):
+            return other
+    return None
+
+
+def _edit(path: Path, pool: Pool, scales: bool, rng: np.random.Generator) -> Path:
+    at, block = int(rng.integers(len(path))), pool.blocks[rng.integers(len(pool.blocks))]
+    new = (Step(block.model, block.layer),)
+    kind = rng.choice(["exchange", "insert", "remove", "scale"][: 3 + scales])
+    if kind == "exchange":
+        return path[:at] + new + path[at + 1 :]
+    if kind == "insert":
+        at = int(rng.integers(len(path) + 1))
+        return path[:at] + new + path[at:]
+    if kind == "remove":
+        return path[:at] + path[at + 1 :]
+    old = path[at]
+    scale = rounded_scale(np.log(old.scale) + rng.normal() * np.log(WIDEST) / 4)
+    return (*path[:at], Step(old.model, old.layer, scale), *path[at + 1 :])
