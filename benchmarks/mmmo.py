@@ -4,9 +4,9 @@ The problem is a merge in closed form, another one for each seed, with the numbe
 for each of three models. Two are specialists of one task each and the third is of some use for both; trimming weakens a model,
 and stacked deltas disturb. The third objective is the merge's distance from the base, to be small. Accuracies are in
 percent, as `--rows` rows would show them, and the distance is in the millions, so that the units differ as they do for real.
-What is compared is the hypervolume of the front that a search reports, measured without noise, with every objective scaled so
-that the base's accuracy and all models' distances added up are 0, the better specialist's accuracy and no distance are 1. All
-searches of a problem start with the same 10 random points, and MM-MO is told what the hypervolume is above.
+What is compared is the hypervolume of the front that a search reports, measured without noise, above the base's accuracies and
+all models' distances added up, as a share of what 4,000 random points reach together: instances count alike then. All searches
+of a problem start with the same 10 random points, and MM-MO is told what the hypervolume is above.
 
     python benchmarks/mmmo.py [--seeds 20] [--first 0] [--trials 30] [--rows 500] [--samplers random mmmo ...]
 """
@@ -26,8 +26,8 @@ from hf_merge import pareto
 from hf_merge.search.samplers.mmmo import mmmo
 from hf_merge.search.samplers.nsga2 import NSGA2Sampler
 
-LIGHT = {"candidates": 6, "samples": 16, "restarts": 1, "raw_samples": 32, "iterations": 20}
-"""What the acquisition may spend here, on one core: a fraction of the defaults."""
+LIGHT = {"samples": 32, "restarts": 2, "raw_samples": 64, "iterations": 50}
+"""What the acquisition may spend here: half of the defaults."""
 
 SAMPLERS: dict[str, Callable[[int, tuple[float, ...]], BaseSampler]] = {
     "random": lambda seed, reference: RandomSampler(seed=seed),
@@ -61,6 +61,9 @@ class Problem:
         models = np.array([self.values(np.append(own, np.ones(3))) for own in np.eye(3)])
         self.worst = self.values(np.zeros(6)) - [0, 0, FARTHEST]
         self.best = np.append(models[:, :2].max(0), 0)
+        many = np.random.default_rng([seed, 3]).random((4000, 6))
+        many[::2, :3] **= 2  # half of them with small weights, where the front is
+        self.whole = self.hypervolume(list(many))
 
     def values(self, x: np.ndarray) -> np.ndarray:
         """The three objectives `(3,)`, all maximized, of weights and densities `(6,)`."""
@@ -71,9 +74,10 @@ class Problem:
         return np.append(25 + 60 * np.exp(-missed), -FARTHEST * (weights * densities).mean())
 
     def hypervolume(self, points: list[np.ndarray]) -> float:
-        """What these weights and densities dominate, in hundredths of the unit box."""
+        """What these weights and densities dominate, each objective in units of its range."""
         values = np.array([self.values(x) for x in points])
-        return 100 * pareto.hypervolume((values - self.worst) / (self.best - self.worst), np.zeros(3))
+        scaled = (values - self.worst) / (self.best - self.worst)
+        return pareto.hypervolume(scaled[pareto.non_dominated(scaled)], np.zeros(3))
 
     def seen(self, x: np.ndarray) -> list[float]:
         """The objectives as a search sees them."""
@@ -84,7 +88,7 @@ class Problem:
 
 
 def measure(name: str, seed: int, rows: int, trials: int) -> float:
-    """True hypervolume of the reported front."""
+    """True hypervolume of the reported front, as a share of the whole."""
     problem = Problem(seed, rows)
     sampler = SAMPLERS[name](seed, tuple(problem.worst.tolist()))
     study = optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
@@ -96,7 +100,7 @@ def measure(name: str, seed: int, rows: int, trials: int) -> float:
         trial = study.ask()
         points.append(np.array([trial.suggest_float(name, 0, 1) for name in names]))
         study.tell(trial, problem.seen(points[-1]))
-    return problem.hypervolume([points[t.number] for t in study.best_trials])
+    return problem.hypervolume([points[t.number] for t in study.best_trials]) / problem.whole
 
 
 def main() -> None:
@@ -111,7 +115,7 @@ def main() -> None:
     warnings.simplefilter("ignore", ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
-    print(f"hypervolume at {given.trials} evaluations, mean ± s.e. over {given.seeds} problems; less the first one's")
+    print(f"share of the hypervolume at {given.trials} evaluations, mean ± s.e. of {given.seeds}; less the first one's")
     found: dict[str, np.ndarray] = {}
     for name in given.samplers:
         start = time.process_time()
@@ -119,7 +123,7 @@ def main() -> None:
         found[name] = np.array([measure(name, s, given.rows, given.trials) for s in seeds])
         less = found[name] - found[given.samplers[0]]
         seconds = time.process_time() - start
-        cells = "{:.2f} ± {:.2f} ({:+.2f} ± {:.2f})".format(*_mean(found[name]), *_mean(less))
+        cells = "{:.3f} ± {:.3f} ({:+.3f} ± {:.3f})".format(*_mean(found[name]), *_mean(less))
         print(f"{name:<24}{cells}   {seconds:.0f} s of CPU", flush=True)
 
 

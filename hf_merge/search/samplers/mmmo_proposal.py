@@ -75,7 +75,7 @@ class Settings:
     initial: int = 10
     candidates: int = 10
     batch: int = 5
-    sure: int = 3
+    sure: int = 4
     acquisition: Acquisition = "qLogNEHVI"
     fisher_order: FisherOrder | None = "low"
     elites: int = 5
