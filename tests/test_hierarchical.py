@@ -1,5 +1,9 @@
 """Merges first, then paths through layers, on the real specialists: what is scored, what is kept, what is said of it."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +25,18 @@ Run = Callable[..., MergeResult]
 TRIALS, PATHS = 8, 10
 
 
+def rows_of(family: FamilyFolder) -> list[Objective]:
+    """96 rows of each task and split."""
+
+    def rows(task: str) -> DatasetDict:
+        return DatasetDict({split: family.dataset(task, split).select(range(96)) for split in ("search", "held_out")})
+
+    return [Objective(name=t.name, dataset=rows(t.name), labels=t.labels) for t in family.family.tasks]
+
+
 @pytest.fixture
 def objectives(specialists: FamilyFolder) -> list[Objective]:
-    def rows(task: str) -> DatasetDict:
-        return DatasetDict({split: specialists.dataset(task, split).select(range(96)) for split in ("search", "held_out")})
-
-    return [Objective(name=t.name, dataset=rows(t.name), labels=t.labels) for t in specialists.family.tasks]
+    return rows_of(specialists)
 
 
 @pytest.fixture
@@ -100,6 +110,37 @@ def test_a_published_path_loads_with_plain_transformers_and_scores_what_its_card
     assert "position" in card
     assert "The paths added" in card
     assert "Searched in two steps" in card
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+from hf_merge.auto import auto_merge
+from hf_merge.demo.classifiers import CLASSIFIERS
+from hf_merge.demo.specialists import build_family
+from test_hierarchical import PATHS, TRIALS, rows_of
+family = build_family(CLASSIFIERS, progress=False)
+auto_merge(family.base, list(family.models.values()), rows_of(family), trials=TRIALS, strategy="hierarchical", paths=PATHS,
+           preferences=4, seed=3, folder=Path(sys.argv[1]), progress=False)
+"""
+
+
+def test_a_search_killed_among_the_paths_goes_on_with_the_next_one(run: Run, specialists: FamilyFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    scores, environment = folder / "scores" / "search", {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], env=environment)
+    until = time.monotonic() + 200
+    while len(list(scores.glob("*.npz"))) < TRIALS + 3:
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in scores.glob("*.npz")}
+    resumed, whole = run(folder=folder), run()
+    after = {path.name: path.stat().st_mtime_ns for path in scores.glob("*.npz")}
+    assert {name: after[name] for name in before} == before
+    assert paths_of(resumed) == paths_of(whole)
 
 
 @pytest.mark.parametrize(

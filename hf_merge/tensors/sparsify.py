@@ -24,7 +24,7 @@ Blocks = Callable[[], Iterable[Tensor]]
 Bits = npt.NDArray[np.uint32]
 """float32 bit patterns without the sign: as integers they order as the magnitudes do."""
 
-MARGIN = 0.015
+MARGIN = 0.01
 """How far off a cut guessed on the first block may be, as a fraction of the elements."""
 GATHERED = 1 << 20
 """Magnitudes around the guess that may be gathered for each model, 8 bytes each."""
