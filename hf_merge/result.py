@@ -63,9 +63,7 @@ class MergeResult:
         if not paths:
             return self.choose(preference)
         if self.online is None:
-            raise RecipeError(
-                "Only auto_merge(strategy='hierarchical') can go on searching paths, right after it ran."
-            )
+            raise RecipeError("Only auto_merge(strategy='hierarchical') can go on searching paths, right after it ran.")
         return self.online(preference, paths)
 
     def architecture_gain(self) -> Gap | None:
