@@ -6,9 +6,9 @@ between models, and random) and how well it begins and ends. Objectives are scal
 and 1, and a path costs 0.1 for as many blocks as a model has. Dynamic programming gives the best path for each of four
 preferences, and all four are to be found. All searches begin with the models as they are and count distinct paths.
 
-"no learning" is HM3's search with its start (imitated models, ε) and without updates. The second table is the online phase: how
-many evaluations the networks of a finished search need for preferences that they never saw, to reach what a search from scratch
-for that preference ends with, in parts of what the latter needed.
+"no learning" is HM3's search with its start, ε and edits, but without updates; "edits" are its edits alone. The second table is
+the online phase: how many evaluations the networks of a finished search need for preferences that they never saw, to reach what
+a search from scratch for that preference ends with, in parts of what the latter needed.
 
     python benchmarks/paths.py [--seeds 20] [--first 0] [--models 3] [--depth 4] [--limit 1500] [--searches hm3 de …] [--online]
 """
@@ -33,6 +33,7 @@ UNSEEN = np.array([[0.75, 0.25], [0.4, 0.6], [0.1, 0.9]])
 
 HM3 = {
     "hm3": Settings(),
+    "hm3, no edits": Settings(edits=0.0),
     "hm3, categorical": Settings(kind="categorical"),
     "no learning": Settings(ppo=PPO(epochs=0)),
 }

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.recipes.path import Path
+from hf_merge.search.layers.edits import edited
 from hf_merge.search.layers.env import rounded_scale
 from hf_merge.search.layers.ledger import BudgetSpentError, Ledger
 from hf_merge.search.layers.pool import Pool
@@ -76,6 +77,13 @@ def random_path(pool: Pool, longest: int, rng: np.random.Generator) -> Path:
         if mask[pool.stop] and (len(taken) >= length or not mask[:-1].any()):
             return pool.decode(taken)
         taken.append(int(rng.choice(np.flatnonzero(mask[:-1]))))
+
+
+def local_search(ledger: Ledger, pool: Pool, preference: Floats, longest: int, rng: np.random.Generator) -> Iterator[None]:
+    """One edit after the other of the best paths so far: HM3's search without its policy."""
+    while (path := edited(pool, ledger, preference, longest=longest, scales=False, rng=rng)) is not None:
+        ledger(path)
+        yield
 
 
 def passthrough_grid(ledger: Ledger, pool: Pool, preference: Floats, longest: int, rng: np.random.Generator) -> Iterator[None]:
@@ -210,6 +218,7 @@ def _completed(pool: Pool, beginning: tuple[int, ...], longest: int) -> Path:
 
 BASELINES: dict[str, Search] = {
     "random": random_paths,
+    "edits": local_search,
     "grid": passthrough_grid,
     "de": differential_evolution,
     "cmaes": cma_es,

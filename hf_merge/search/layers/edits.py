@@ -3,9 +3,10 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hf_merge.recipes.path import Path, Step
 from hf_merge.search.layers.env import WIDEST, rounded_scale
 from hf_merge.search.layers.ledger import Ledger
-from hf_merge.search.layers.pool import Path, Pool, Step
+from hf_merge.search.layers.pool import Pool
 
 TRIES = 50
 """Edits that may turn out to be forbidden or known before a neighborhood counts as seen."""
@@ -14,8 +15,11 @@ TRIES = 50
 def edited(
     pool: Pool, ledger: Ledger, preference: ArrayLike, *, longest: int, scales: bool, rng: np.random.Generator
 ) -> Path | None:
-    """A path that was not scored yet: the best one known for `preference` or, with half the chance each, the second, the third…,
-    with a block exchanged, put in or taken out, or with another scale if there are `scales`. None if none was met."""
+    """A path that was not scored yet: a good one with a block exchanged, put in or taken out, or another scale (`scales`).
+
+    The good one is the best known for `preference` or, each with half the chance of the one before, the second, the third and
+    so on. None if no new path was met.
+    """
     known = list(ledger.values)
     if not known:
         return None

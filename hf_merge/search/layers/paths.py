@@ -65,7 +65,7 @@ class Settings:
     imitation: int = 100
     heads: int = 4
     share: float = 0.7
-    remembered: int = 64
+    remembered: int = 192
     hidden: int = 64
 
     def __post_init__(self) -> None:

@@ -1,15 +1,18 @@
 """The search over paths, and its refinement for another preference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from hf_merge.errors import RecipeError
+from hf_merge.search.layers import paths
 from hf_merge.search.layers.ledger import Ledger
 from hf_merge.search.layers.paths import Settings, Trainer, refine, search_paths
 from hf_merge.search.layers.policy import PathNets
 from hf_merge.search.layers.pool import Block, Pool
-from hf_merge.search.layers.rollouts import Rollouts
+from hf_merge.search.layers.rollouts import Rollouts, roll
 
 BOTH = np.eye(2)
 QUICK = Settings(batch=8, hidden=16, imitation=30, remembered=16)
@@ -22,13 +25,13 @@ def asked(toy, **options):
 
 
 def test_the_models_as_they_are_come_first(toy):
-    paths, _ = asked(toy)
-    assert paths[:2] == [toy.pool.identity("a"), toy.pool.identity("b")]
+    scored, _ = asked(toy)
+    assert scored[:2] == [toy.pool.identity("a"), toy.pool.identity("b")]
 
 
 def test_no_path_is_scored_twice(toy):
-    paths, found = asked(toy)
-    assert len(set(paths)) == len(paths) == found.ledger.evaluations > 4
+    scored, found = asked(toy)
+    assert len(set(scored)) == len(scored) == found.ledger.evaluations > 4
 
 
 def test_the_same_seed_asks_for_the_same_paths_whatever_the_global_state(toy):
@@ -74,14 +77,14 @@ def test_a_killed_search_goes_on_where_it_was(toy):
 
 
 def test_it_ends_when_the_evaluations_are_spent(toy):
-    paths, found = asked(toy, evaluations=7, episodes=10_000)
-    assert len(paths) == found.ledger.evaluations == 7
+    scored, found = asked(toy, evaluations=7, episodes=10_000)
+    assert len(scored) == found.ledger.evaluations == 7
 
 
 def test_every_path_is_told_as_it_is_scored(toy):
     told = []
-    paths, found = asked(toy, on_path=lambda path, values: told.append(path))
-    assert told == paths == list(found.ledger.values)
+    scored, found = asked(toy, on_path=lambda path, values: told.append(path))
+    assert told == scored == list(found.ledger.values)
 
 
 @pytest.mark.parametrize("kind", ["wolpertinger", "categorical"])
@@ -110,8 +113,8 @@ def test_scales_are_searched_if_wanted(toy):
 
 
 def test_there_are_no_scales_if_they_are_not_wanted(toy):
-    paths, _ = asked(toy)
-    assert {step.scale for path in paths for step in path} == {1.0}
+    scored, _ = asked(toy)
+    assert {step.scale for path in scored for step in path} == {1.0}
 
 
 def test_evaluations_that_fail_do_not_end_it(toy):
@@ -173,6 +176,16 @@ def test_epsilon_shrinks_while_everything_is_new(toy):
     trainer = Trainer(PathNets(toy.pool, 2, longest=5), Ledger(lambda path: [0, 0]), Settings(fresh=0.0, batch=2), 0)
     trainer.train(BOTH, 20)
     assert trainer.epsilon == pytest.approx(0.1 / 1.1**10)
+
+
+def test_without_edits_every_episode_is_the_policys(toy, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        paths, "roll", lambda nets, ledger, wanted, **rest: sizes.append(len(wanted)) or roll(nets, ledger, wanted, **rest)
+    )
+    for share in (0.0, 0.5):
+        asked(toy, episodes=16, settings=replace(QUICK, edits=share))
+    assert sizes == [8, 8, 4, 4]
 
 
 @pytest.mark.parametrize(("reward", "expected"), [("terminal", [0, 0, 0.9]), ("spread", [0.3, 0.3, 0.3])])
