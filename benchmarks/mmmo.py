@@ -26,7 +26,7 @@ from hf_merge import pareto
 from hf_merge.search.samplers.mmmo import mmmo
 from hf_merge.search.samplers.nsga2 import NSGA2Sampler
 
-LIGHT = {"samples": 32, "restarts": 2, "raw_samples": 64, "iterations": 50}
+LIGHT: dict[str, int] = {"samples": 32, "restarts": 2, "raw_samples": 64, "iterations": 50}
 """What the acquisition may spend here: half of the defaults."""
 
 SAMPLERS: dict[str, Callable[[int, tuple[float, ...]], BaseSampler]] = {
@@ -35,6 +35,8 @@ SAMPLERS: dict[str, Callable[[int, tuple[float, ...]], BaseSampler]] = {
     "nsga2": lambda seed, reference: NSGA2Sampler(seed=seed),
     "gp": lambda seed, reference: GPSampler(seed=seed),
     "mmmo": lambda seed, reference: mmmo(seed=seed, reference=reference, **LIGHT),
+    "mmmo, one by one": lambda seed, reference: mmmo(seed=seed, reference=reference, batch=1, candidates=1, **LIGHT),
+    "mmmo, 5 of 10": lambda seed, reference: mmmo(seed=seed, reference=reference, batch=5, candidates=10, sure=4, **LIGHT),
     "mmmo, filter alone": lambda seed, reference: mmmo(seed=seed, reference=reference, sure=0, **LIGHT),
     "mmmo, high information": lambda seed, reference: mmmo(seed=seed, reference=reference, fisher_order="high", **LIGHT),
     "mmmo, no filter": lambda seed, reference: mmmo(seed=seed, reference=reference, fisher_order=None, **LIGHT),

@@ -214,7 +214,7 @@ def test_near_duplicates_do_not_fill_a_batch() -> None:
     ("changes", "message"),
     [
         ({"initial": 2}, "initial is at least 3"),
-        ({"batch": 11}, "11 from 10"),
+        ({"batch": 11}, "11 from 2"),
         ({"sure": -1}, "sure is at least 0"),
         ({"acquisition": "ei"}, "qLogNEHVI, qEHVI"),
         ({"fisher_order": "middle"}, "'low', 'high' or None"),

@@ -23,7 +23,17 @@ from torch import Tensor
 from hf_merge.search.samplers.mmmo_encoding import Encoding
 from hf_merge.search.samplers.mmmo_proposal import Data, Settings, design, propose
 
-PUBLISHED = Settings(acquisition="qEHVI", samples=128, restarts=10, raw_samples=512, iterations=200, sure=0, published=True)
+PUBLISHED = Settings(
+    acquisition="qEHVI",
+    candidates=10,
+    batch=5,
+    sure=0,
+    samples=128,
+    restarts=10,
+    raw_samples=512,
+    iterations=200,
+    published=True,
+)
 """The authors' set-up: 10 random points, then batches of 5 out of 10; theirs were four, so 30 evaluations."""
 
 LEAST = 3

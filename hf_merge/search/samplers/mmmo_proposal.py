@@ -61,6 +61,8 @@ class Settings:
     `fisher_order` says which Fisher information is kept: "low", the points that the surrogate knows least about, or "high".
     None takes the acquisition's best alone. (Without sure ones the filter alone would decide, and it knows nothing of what
     is worth evaluating: it prefers the corners of the space.)
+    Small batches learn from every other evaluation, where the paper's batches of 5 chosen from 10 wait for five; with many
+    workers take a batch for each round of theirs.
     `elites`, `scale` and `crossover` are those of DE/rand/1/bin. `samples`, `restarts`, `raw_samples` and `iterations` are what
     the acquisition and its optimizer may spend.
 
@@ -73,9 +75,9 @@ class Settings:
     """
 
     initial: int = 10
-    candidates: int = 10
-    batch: int = 5
-    sure: int = 4
+    candidates: int = 2
+    batch: int = 2
+    sure: int = 1
     acquisition: Acquisition = "qLogNEHVI"
     fisher_order: FisherOrder | None = "low"
     elites: int = 5
