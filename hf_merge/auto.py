@@ -90,8 +90,9 @@ def auto_merge(
         push_to = check_writable(push_to, hub_api(token), private=private)
     if strategy not in ("parameters", "hierarchical"):
         raise RecipeError(unknown("strategy", strategy, ("parameters", "hierarchical")))
+    paths = trials if paths is None else paths
     if strategy == "hierarchical":
-        check_architecture(objectives, preferences=preferences, paths=trials if paths is None else paths)
+        check_architecture(objectives, preferences=preferences, paths=paths)
     found = searched(
         base,
         models,
@@ -115,9 +116,7 @@ def auto_merge(
     )
     architecture = None
     if strategy == "hierarchical":
-        architecture = search_architecture(
-            found, preferences=preferences, paths=trials if paths is None else paths, seed=seed, progress=progress
-        )
+        architecture = search_architecture(found, preferences=preferences, paths=paths, seed=seed, progress=progress)
     result = MergeResult(
         **_rescored(found, architecture, progress),
         objectives=tuple(found.evaluator.describe()),

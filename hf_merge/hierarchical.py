@@ -4,11 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path as Folder
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm.auto import tqdm
 
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.evaluation.measure import Evaluator
@@ -17,15 +17,16 @@ from hf_merge.merging.path_model import PathModel
 from hf_merge.merging.prefixes import Prefixes
 from hf_merge.recipes.path import MERGED, Path, path_of
 from hf_merge.recipes.recipe import Recipe
-from hf_merge.scores import MAXIMIZE, Scores, load_scores, save_scores
+from hf_merge.scores import Scores, load_scores, save_scores
 from hf_merge.scoring import REPLICATES, Scorer, scores_path
 from hf_merge.search.layers.paths import PathSearch, refine, search_paths
 from hf_merge.search.layers.pool import Pool
 from hf_merge.search.layers.rewards import Floats, drawn, normalizer
 from hf_merge.search.layers.stored import save_nets
 from hf_merge.search.loop import FAILURES
+from hf_merge.search.progress import Progress
 from hf_merge.search.study import Study
-from hf_merge.search.trial import Front, Split, Trial
+from hf_merge.search.trial import Front, Split, Trial, to_points
 from hf_merge.wiring import Searched, base_of
 
 log = logging.getLogger(__name__)
@@ -79,12 +80,12 @@ class Architecture:
 
         The same call again asks for the same paths, and those that were scored are known: it goes on where it was killed.
         """
-        with tqdm(total=paths, desc="Paths", unit="path", disable=not progress) as bar:
+        merges = self.study.trials
+        with Progress(paths, 0, self.study.directions, shown=progress, desc="Paths", unit="path") as bar:
+            scored = count(1)
 
             def shown(path: Path, values: Floats) -> None:
-                front = Front.of([*self.study.trials, *self.trials], self.study.directions, self.study.reference)
-                bar.set_postfix_str(f"front {len(front)}, hypervolume {front.hypervolume():.4g}", refresh=False)
-                bar.update()
+                bar.show([*merges, *self.trials], self.study.reference, evaluated=next(scored))
 
             try:
                 self.found = search_paths(
@@ -103,7 +104,7 @@ class Architecture:
     def values(self, path: Path) -> Floats:
         """A path's objectives `(K,)`, normalized by base and specialists and all maximized; NaN if it cannot be scored."""
         if path in self.known:
-            return self.normalized(_maximized([self.known[path].scores], self.study.directions)[0])
+            return self.normalized(to_points([self.known[path]], self.study.directions)[0])
         recipe, started, error = self.score.model.recipe_of(path), time.monotonic(), None
         scores: Scores = {}
         try:
@@ -115,7 +116,7 @@ class Architecture:
         self.trials += self.study.judged([trial])
         if error is not None:
             return np.full(len(self.study.directions), np.nan)
-        return self.normalized(_maximized([scores], self.study.directions)[0])
+        return self.normalized(to_points([trial], self.study.directions)[0])
 
     def refine(self, preference: Mapping[str, float], paths: int) -> Trial:
         """The best path for a `preference` (weights by objective), after so many more `paths` were scored for it: HM3's online
@@ -151,11 +152,10 @@ def search_architecture(found: Searched, *, preferences: int, paths: int, seed: 
     model = PathModel(best.choose().recipe, found.opened, device=found.evaluator.device, prefixes=Prefixes())
     by_digest = {t.recipe.digest: t for t in study.trials if t.scores}
     models = {r.models[0].name: by_digest[r.digest] for r in space.parents().values() if r.digest in by_digest}
-    parents = [trial.scores for trial in models.values()]
-    bases = [by_digest[r.digest].scores for r in base_of(space).values() if r.digest in by_digest]
+    specialists = to_points(list(models.values()), study.directions)
+    bases = [by_digest[r.digest] for r in base_of(space).values() if r.digest in by_digest]
     models[MERGED] = best.choose()
-    specialists = _maximized(parents, study.directions)
-    start = _maximized(bases, study.directions)[0] if bases else specialists.min(0)
+    start = to_points(bases, study.directions)[0] if bases else specialists.min(0)
     architecture = Architecture(
         study=study,
         score=PathScorer(evaluator=found.evaluator, model=model, run=found.run, merges=found.score),
@@ -176,8 +176,3 @@ def check_architecture(objectives: Sequence[Objective], *, preferences: int, pat
         raise RecipeError(f"Paths have no honest {' or '.join(UNFIT)}: leave out {', '.join(unfit)}, or the strategy.")
     if preferences < 1 or paths < 1:
         raise RecipeError(f"A search among paths needs a preference and a path at least; got {preferences} and {paths}.")
-
-
-def _maximized(scores: Sequence[Scores], directions: Mapping[str, str]) -> Floats:
-    signs = np.array([1.0 if d == MAXIMIZE else -1.0 for d in directions.values()])
-    return signs * np.array([[s[name].value for name in directions] for s in scores]).reshape(-1, len(signs))

@@ -9,13 +9,12 @@ import numpy as np
 from hf_merge import pareto
 from hf_merge.publishing.position import LIMITS, Gap, complete, gap
 from hf_merge.scores import MAXIMIZE
-from hf_merge.search.trial import Front, Split, Trial, to_points
+from hf_merge.search.trial import Front, Split, Trial, to_corner, to_points
 
 
 def history(trials: Sequence[Trial], directions: Mapping[str, str], reference: Mapping[str, float]) -> list[float]:
     """The front's hypervolume on search data after each of `trials` (in the product of the objectives' units)."""
-    signs = np.array([1.0 if d == MAXIMIZE else -1.0 for d in directions.values()])
-    corner = signs * np.array([reference[name] for name in directions])
+    corner = to_corner(reference, directions)
     points, volume, found = np.empty((0, len(directions))), 0.0, []
     for trial in trials:
         if trial.scores and not trial.stopped and not trial.violations:
@@ -51,8 +50,7 @@ def optimism(front: Front) -> dict[str, Gap]:
 def contributions(front: Front, split: Split = "held_out") -> dict[int, float]:
     """By trial number: the hypervolume that the front would lose without that point; 0 for one that others dominate there."""
     trials = complete(front.trials, front.directions, split)
-    signs = np.array([1.0 if d == MAXIMIZE else -1.0 for d in front.directions.values()])
-    corner = signs * np.array([front.reference[name] for name in front.directions])
+    corner = to_corner(front.reference, front.directions)
     lost = pareto.contributions(to_points(trials, front.directions, split), corner).tolist() if trials else []
     return {trial.number: max(0.0, float(value)) for trial, value in zip(trials, lost, strict=True)}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_merge import pareto
 from hf_merge.scores import MAXIMIZE
-from hf_merge.search.trial import Front, Split, Trial, hypervolume, to_points
+from hf_merge.search.trial import Front, Split, Trial, hypervolume, to_corner, to_points
 
 LIMITS = (0.025, 0.975)
 """Quantiles of a 95 % percentile interval."""
@@ -124,7 +124,7 @@ def volume(
     if len(lengths) != 1 or 0 in lengths:
         return Volume(value=value)
     signs = np.array([1.0 if d == MAXIMIZE else -1.0 for d in directions.values()])
-    corner = signs * np.array([reference[name] for name in directions])
+    corner = to_corner(reference, directions)
     points = np.array(columns, dtype=np.float64)[:, :, :MOST_REPLICATES] * signs[:, None]
     return Volume(value=value, replicates=np.array([pareto.hypervolume(p, corner) for p in np.moveaxis(points, 2, 0)]))
 

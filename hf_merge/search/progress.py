@@ -12,9 +12,18 @@ class Progress:
     """A bar over the whole study's evaluations, whoever made them: how many of how many, time left, how many workers there
     are, the front's size and hypervolume, the best of each objective."""
 
-    def __init__(self, trials: int, evaluated: int, directions: Mapping[str, str], *, shown: bool) -> None:
+    def __init__(
+        self,
+        trials: int,
+        evaluated: int,
+        directions: Mapping[str, str],
+        *,
+        shown: bool,
+        desc: str = "Search",
+        unit: str = "recipe",
+    ) -> None:
         self.directions = directions
-        self.bar = tqdm(total=trials, initial=evaluated, desc="Search", unit="recipe", disable=not shown)
+        self.bar = tqdm(total=trials, initial=evaluated, desc=desc, unit=unit, disable=not shown)
 
     @property
     def shown(self) -> bool:

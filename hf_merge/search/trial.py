@@ -145,9 +145,14 @@ def hypervolume(
     trials: Sequence[Trial], directions: Mapping[str, str], reference: Mapping[str, float], split: Split = "search"
 ) -> float:
     """Hypervolume of any set of trials above `reference` (own units)."""
-    signs = np.array([1.0 if direction == MAXIMIZE else -1.0 for direction in directions.values()])
-    corner = signs * np.array([reference[name] for name in directions])
-    return pareto.hypervolume(to_points(trials, directions, split), corner)
+    return pareto.hypervolume(to_points(trials, directions, split), to_corner(reference, directions))
+
+
+def to_corner(reference: Mapping[str, float], directions: Mapping[str, str]) -> pareto.Floats:
+    """A reference point in own units as `(m,)` with minimized objectives negated: the corner for what `to_points` gives."""
+    return np.array(
+        [reference[name] if d == MAXIMIZE else -reference[name] for name, d in directions.items()], dtype=np.float64
+    )
 
 
 def reference_point(parents: Sequence[Scores], directions: Mapping[str, str]) -> dict[str, float]:
