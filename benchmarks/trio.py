@@ -1,10 +1,13 @@
-"""A front of the real trio for what it costs: ours, Mergenetic's procedure and random search, on rows that no search saw.
+"""A front of a real trio for what it costs: ours, Mergenetic's procedure and random search, on rows that no search saw.
 
-Three specialists of one BERT-tiny, three accuracies, one space: TIES with a weight and a density for each model, and a
-scaling. Per seed:
+Three specialists of one model and three metrics: BERT-tiny and accuracies (`--family classifiers`), or a small Llama, chrF and
+exact matches of what it writes (`generators`). One space: TIES with a weight and a density for each model, and a scaling.
+Per seed:
 
-    mergenetic  pymoo's NSGA-II with its defaults, as Mergenetic runs it: every candidate is merged to disk (by our merger, so
-                mergekit's speed does not count), loaded with `from_pretrained` and measured on all search rows; nothing is kept
+    mergenetic  pymoo's NSGA-II with its defaults, as Mergenetic runs it: every candidate is merged to disk, loaded with
+                `from_pretrained` and measured on all search rows; nothing is kept. Our merger writes it, so that mergekit's
+                speed does not count
+    mergekit    the same with mergekit as the merger, as Mergenetic has it: in a process that was started before
     random      uniform points, merged in place, measured on all search rows
     <sampler>   `auto_merge`'s search with that sampler; with "+racing" a candidate stops when it adds nothing to the front
 
@@ -21,7 +24,7 @@ process's CPU seconds, which other processes do not disturb.
 Every run's evaluations are kept as JSON lines in `--folder`; the same call again goes on after the last whole run.
 
     pip install pymoo
-    python benchmarks/trio.py [--seeds 5] [--first 0] [--arms mergenetic random nsga2 nsga2+racing …] [--rows 192]
+    python benchmarks/trio.py --mergekit ANOTHER_VENV/bin/python [--seeds 5] [--arms random nsga2 nsga2+racing …] [--rows 192]
     python benchmarks/trio.py --anatomy --rows 512 --trials 40 --arms nsga2 map
 """
 
@@ -30,6 +33,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 import warnings
@@ -52,16 +56,18 @@ from optuna.trial import FrozenTrial, TrialState
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.problem import ElementwiseProblem
 from pymoo.optimize import minimize
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_merge import pareto
 from hf_merge.demo.classifiers import CLASSIFIERS
+from hf_merge.demo.generator_objectives import objectives
+from hf_merge.demo.generators import GENERATORS
 from hf_merge.demo.specialists import build_family
 from hf_merge.evaluation.objective import Objective
 from hf_merge.merging.architecture import without_bars
 from hf_merge.pareto import Floats
 from hf_merge.recipes.recipe import Recipe
-from hf_merge.recipes.yaml import from_dict, to_dict
+from hf_merge.recipes.yaml import dumps, from_dict, to_dict
 from hf_merge.scores import Scores
 from hf_merge.search.samplers.names import sampler
 from hf_merge.search.space import Space
@@ -72,12 +78,13 @@ from hf_merge.wiring import Searched, searched
 FAMILIES = {
     "classifiers": CLASSIFIERS,
     "reseeded": replace(CLASSIFIERS, name="classifiers-reseeded", base="bert-tiny-reseeded-base", seed=1),
+    "generators": GENERATORS,
 }
 """The second one has other rows in each split, other heads and other training."""
 
-MERGENETIC, OWN_GENES = "mergenetic", "mergenetic-own"
-"""The first one's runs are what the others are measured by; the second has Mergenetic's own genes in place of our space:
-weights in [0, 1] that are not divided by their sum, densities, no scaling."""
+MERGENETIC, MERGEKIT, OWN_GENES = "mergenetic", "mergekit", "mergenetic-own"
+"""The second one's runs, or without mergekit the first one's, are what the others are measured by; the third has Mergenetic's
+own genes in place of our space: weights in [0, 1] that are not divided by their sum, densities, no scaling."""
 
 FIRST = 5
 """Recipes that every search of ours tries first: three parents, their average and the base."""
@@ -141,6 +148,10 @@ class Trio:
     def __init__(self, options: argparse.Namespace) -> None:
         self.family, self.options = build_family(FAMILIES[options.family], progress=False), options
         self.folder = options.folder / f"{options.family}-{'-'.join(options.methods)}-{options.rows}"
+        if self.family.family is GENERATORS:
+            self.model_class, self.objectives = AutoModelForCausalLM, objectives(self.family, rows=options.rows)
+            return
+        self.model_class = AutoModelForSequenceClassification
         self.objectives = [
             Objective(
                 name=task.name,
@@ -177,6 +188,15 @@ class Trio:
         return self.search(self.folder / "first", trials=FIRST)
 
     @cached_property
+    def mergekit(self) -> "Mergekit":
+        """Started, and warm: its first merge takes longer."""
+        found = Mergekit(self.options.mergekit)
+        with tempfile.TemporaryDirectory() as folder:
+            space = self.opened.space
+            found.merge(decoded(space, np.full(len(genes(space, False)), 0.5), False), Path(folder) / "first")
+        return found
+
+    @cached_property
     def reference(self) -> Floats:
         """Of all hypervolumes."""
         parents = {recipe.digest for recipe in self.opened.space.parents().values()}
@@ -187,7 +207,7 @@ class Trio:
         """The run's evaluations; from the folder, if they are there."""
         path = self.folder / f"{arm}-{seed}.jsonl"
         if not path.is_file():
-            found = self._mergenetic(arm, seed) if arm.startswith(MERGENETIC) else self._ours(arm, seed)
+            found = self._mergenetic(arm, seed) if arm in (MERGENETIC, MERGEKIT, OWN_GENES) else self._ours(arm, seed)
             unfinished = path.with_suffix(".part")
             unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in found))
             unfinished.replace(path)
@@ -215,7 +235,9 @@ class Trio:
         ]
 
     def _mergenetic(self, arm: str, seed: int) -> Run:
-        evaluator, space, own = self.opened.evaluator, self.opened.space, arm == OWN_GENES
+        evaluator, space, own, model_class = self.opened.evaluator, self.opened.space, arm == OWN_GENES, self.model_class
+        kit = self.mergekit if arm == MERGEKIT else None
+        elsewhere: list[float] = []
         found: list[Evaluated] = []
         start, begun = time.perf_counter(), time.process_time()
 
@@ -226,9 +248,12 @@ class Trio:
             def _evaluate(self, x: Floats, out: dict[str, Floats]) -> None:
                 recipe = decoded(space, x, own)
                 shutil.rmtree(folder, ignore_errors=True)
-                merge(recipe, folder, progress=False)
+                if kit is None:
+                    merge(recipe, folder, progress=False)
+                else:
+                    elsewhere.append(kit.merge(recipe, folder))
                 with without_bars():
-                    model = AutoModelForSequenceClassification.from_pretrained(folder)
+                    model = model_class.from_pretrained(folder)
                 scores = evaluator.measure(model, "search")
                 out["F"] = -np.array(values(scores))
                 found.append(
@@ -237,7 +262,7 @@ class Trio:
                         values=values(scores),
                         examples=examples(scores),
                         seconds=time.perf_counter() - start,
-                        cpu=time.process_time() - begun,
+                        cpu=time.process_time() - begun + sum(elsewhere),
                     )
                 )
 
@@ -246,6 +271,28 @@ class Trio:
             algorithm = NSGA2(pop_size=self.options.population)
             minimize(Candidates(), algorithm, ("n_eval", self.options.evaluations), seed=seed)
         return found[: self.options.evaluations]
+
+
+class Mergekit:
+    """mergekit in a process of its own that is ready to merge."""
+
+    def __init__(self, python: Path) -> None:
+        server = [str(python), str(Path(__file__).with_name("mergekit_server.py"))]
+        self._process = subprocess.Popen(
+            server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def merge(self, recipe: Recipe, folder: Path) -> float:
+        """Merges into a folder; the CPU seconds of its process. Raises `RuntimeError` if mergekit does."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        file = folder.with_suffix(".yaml")
+        file.write_text(dumps(recipe))
+        print(json.dumps([str(file), str(folder)]), file=self._process.stdin, flush=True)
+        error, seconds = json.loads(self._process.stdout.readline())
+        if error is not None:
+            raise RuntimeError(error)
+        return float(seconds)
 
 
 def genes(space: Space, own: bool) -> list[str]:
@@ -329,10 +376,10 @@ def mean(found: Sequence[float], digits: int = 3) -> str:
     return f"{np.mean(found):.{digits}f} ± {error:.{digits}f}"
 
 
-def show_curves(curves: Curves) -> None:
+def show_curves(curves: Curves, peer: str) -> None:
     """Hypervolumes after so many evaluations, as a share of the peer's last one of the same seed, mean ± s.e."""
-    last = [each.held_out[-1] for each in curves[MERGENETIC]]
-    print("\nheld-out hypervolume over that of mergenetic's whole run of the same seed, after so many evaluations")
+    last = [each.held_out[-1] for each in curves[peer]]
+    print(f"\nheld-out hypervolume over that of {peer}'s whole run of the same seed, after so many evaluations")
     print("| run | " + " | ".join(map(str, AT)) + " |\n" + "|---" * (len(AT) + 1) + "|")
     for arm, found in curves.items():
         cells = [
@@ -344,18 +391,18 @@ def show_curves(curves: Curves) -> None:
         print(f"| {arm} | {' | '.join(cells)} |")
 
 
-def show_reached(curves: Curves, for_good: bool, clock: str) -> None:
+def show_reached(curves: Curves, peer: str, for_good: bool, clock: str) -> None:
     """What each run took to the peer's last held-out hypervolume of the same seed, and the ratios, one by one."""
-    print(f"\nuntil mergenetic's held-out hypervolume is reached{' for good' if for_good else ''}, seed by seed (- never)")
+    print(f"\nuntil {peer}'s held-out hypervolume is reached{' for good' if for_good else ''}, seed by seed (- never)")
     print("| run | evaluations | example-evaluations over its | mean ± s.e. | seconds over its | mean ± s.e. |")
     print("|---|---|---|---|---|---|")
     for arm, found in curves.items():
         at, shares, times = [], list[float](), list[float]()
-        for each, peer in zip(found, curves[MERGENETIC], strict=True):
-            n = each.reached(peer.held_out[-1], for_good)
+        for each, other in zip(found, curves[peer], strict=True):
+            n = each.reached(other.held_out[-1], for_good)
             at.append("-" if n is None else str(each.evaluations[n]))
-            shares.append(np.inf if n is None else float(each.examples[n] / peer.examples[-1]))
-            times.append(np.inf if n is None else float(getattr(each, clock)[n] / getattr(peer, clock)[-1]))
+            shares.append(np.inf if n is None else float(each.examples[n] / other.examples[-1]))
+            times.append(np.inf if n is None else float(getattr(each, clock)[n] / getattr(other, clock)[-1]))
         cells = [
             f"{' '.join(f'{v:.2f}' for v in row)} | {mean(row) if np.isfinite(row).all() else '-'}" for row in (shares, times)
         ]
@@ -375,13 +422,13 @@ def show_racing(curves: Curves) -> None:
         print(f"| {arm} | {' | '.join(cells)} |")
 
 
-def show_costs(curves: Curves) -> None:
+def show_costs(curves: Curves, peer: str) -> None:
     """What an evaluation takes."""
     print("\n| run | evaluations | ms an evaluation | CPU ms | share of rows looked at | search hypervolume | held out |")
     print("|---|---|---|---|---|---|---|")
     for arm, found in curves.items():
-        n, peer = found[0].evaluations[-1], curves[MERGENETIC][0]
-        whole = peer.examples[-1] / peer.evaluations[-1]
+        n, first = found[0].evaluations[-1], curves[peer][0]
+        whole = first.examples[-1] / first.evaluations[-1]
         cells = [mean([1000 * getattr(each, clock)[-1] / n for each in found], 0) for clock in ("seconds", "cpu")]
         cells += [mean([each.examples[-1] / n / whole for each in found])]
         cells += [mean([getattr(each, split)[-1] for each in found], 4) for split in ("search", "held_out")]
@@ -420,6 +467,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--arms", nargs="+", default=["nsga2+racing", "nsga2", "map+racing", "random"])
+    parser.add_argument("--mergekit", type=Path, help="the Python of an environment with mergekit")
     parser.add_argument("--rows", type=int, default=192, help="search rows of each task; twice as many are held out")
     parser.add_argument("--population", type=int, default=10, help="pymoo's; Mergenetic's examples have 7 to 20")
     parser.add_argument("--evaluations", type=int, default=200, help="of mergenetic")
@@ -438,7 +486,8 @@ def main() -> None:
     if options.anatomy:
         anatomy(trio)
         return
-    arms = list(dict.fromkeys([MERGENETIC, *options.arms]))
+    peer = MERGEKIT if options.mergekit else MERGENETIC
+    arms = list(dict.fromkeys([peer, *options.arms]))
     curves: dict[str, list[Curve]] = {arm: [] for arm in arms}
     for seed in range(options.first, options.first + options.seeds):
         for arm in arms:
@@ -450,11 +499,11 @@ def main() -> None:
                 f"{last.examples[-1]:.0f} examples, {last.seconds[-1]:.0f} s ({time.perf_counter() - start:.0f} s in all)",
                 flush=True,
             )
-    show_curves(curves)
+    show_curves(curves, peer)
     for for_good in (False, True):
-        show_reached(curves, for_good, "cpu" if options.cpu else "seconds")
+        show_reached(curves, peer, for_good, "cpu" if options.cpu else "seconds")
     show_racing(curves)
-    show_costs(curves)
+    show_costs(curves, peer)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def auto_merge(
     `folder` as it happens: the same call again, after Ctrl-C or a crash, goes on where it was.
 
     Args:
-        base: the common ancestor, a Hub id (`name@revision`) or a folder; None for methods that need none.
+        base: the common ancestor, a Hub id (`name@revision`) or a folder; None for methods that need none (then `linear`).
         models: the fine-tunes, likewise.
         objectives: what the merge should be good at.
         trials: distinct recipes to evaluate, those of earlier runs of the same search included.
@@ -74,7 +74,8 @@ def auto_merge(
         racing: measure a candidate only until it is clear that it adds nothing to the front; see `hf_merge.search.racing`.
         constraints: how far an objective may fall, such as `{"spam": ">= base - 0.01"}`; see `search`.
         strategy: "parameters" searches merges of whole models; "hierarchical" goes on from the best of them to paths through
-            the layers of all models and of that merge (HM3, arXiv:2409.18893).
+            the layers of all models and of that merge (HM3, arXiv:2409.18893). Models of different depths have no merge, and
+            the base no part: paths go through the models' own layers.
         preferences: how many trade-offs the search among paths is trained on: each objective alone, all alike, random ones.
         paths: distinct paths to score; as many as `trials` unless given.
         storage: a database's URL or an Optuna storage in place of the journal in `folder`; other processes may then `join`.
@@ -113,6 +114,7 @@ def auto_merge(
         device=device,
         token=token,
         progress=progress,
+        for_paths=strategy == "hierarchical",
     )
     architecture = None
     if strategy == "hierarchical":

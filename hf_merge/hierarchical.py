@@ -5,20 +5,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path as Folder
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hf_merge.errors import RecipeError, unknown
-from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
-from hf_merge.merging.path_model import PathModel
+from hf_merge.merging.path_model import Apart, PathModel
 from hf_merge.merging.prefixes import Prefixes
 from hf_merge.recipes.path import MERGED, Path, path_of
 from hf_merge.recipes.recipe import Recipe
-from hf_merge.scores import Scores, load_scores, save_scores
-from hf_merge.scoring import REPLICATES, Scorer, scores_path
+from hf_merge.scores import Scores, load_scores
+from hf_merge.scoring import Scorer, scores_path
 from hf_merge.search.layers.paths import PathSearch, refine, search_paths
 from hf_merge.search.layers.pool import Pool
 from hf_merge.search.layers.rewards import Floats, drawn, normalizer
@@ -40,24 +38,18 @@ UNFIT = ("latency", "delta_norm")
 
 @dataclass(eq=False, kw_only=True)
 class PathScorer:
-    """Scores recipes of paths, and with `merges` all others; what the `run`'s folder keeps is not measured again."""
+    """Scores paths as `merges` scores all other recipes, raced or not; what the run's folder keeps is not measured again."""
 
-    evaluator: Evaluator
     model: PathModel
-    run: Folder
     merges: Scorer
 
     def __call__(self, recipe: Recipe, split: Split = "search") -> Scores:
         """The recipe's scores."""
-        kept = scores_path(self.run, split, recipe.digest)
-        if scores := load_scores(kept):
+        if scores := load_scores(scores_path(self.merges.run, split, recipe.digest)):
             return scores
         if recipe.layers is None:
             return self.merges(recipe, split)
-        self.model.take(path_of(recipe.layers))
-        scores = self.evaluator.measure(self.model.model, split, replicates=REPLICATES if split == "held_out" else 0)
-        save_scores(kept, scores)
-        return scores
+        return self.merges.measured(self.model.take(path_of(recipe.layers)), recipe, split)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -97,7 +89,7 @@ class Architecture:
                     seed=self.seed,
                     on_path=shown,
                 )
-                save_nets(self.score.run / "paths", self.found.nets)
+                save_nets(self.score.merges.run / "paths", self.found.nets)
             except KeyboardInterrupt:
                 log.warning("Interrupted after %d of %d paths. The same call resumes.", len(self.trials), paths)
 
@@ -112,7 +104,9 @@ class Architecture:
         except FAILURES as failure:
             error = f"{type(failure).__name__}: {failure}"
         seconds = time.monotonic() - started
-        trial = Trial(number=self.first + len(self.trials), recipe=recipe, scores=scores, error=error, seconds=seconds)
+        stopped = any(score.rows is not None for score in scores.values())
+        number = self.first + len(self.trials)
+        trial = Trial(number=number, recipe=recipe, scores=scores, error=error, seconds=seconds, stopped=stopped)
         self.trials += self.study.judged([trial])
         if error is not None:
             return np.full(len(self.study.directions), np.nan)
@@ -139,35 +133,45 @@ class Architecture:
 
 
 def search_architecture(found: Searched, *, preferences: int, paths: int, seed: int, progress: bool) -> Architecture:
-    """Search paths through the layers of a finished search's models and of its best merge, the knee of its front.
+    """Search paths through the layers of a finished search's models and of its best merge. Raises as `architecture` does."""
+    made = architecture(found, seed=seed)
+    made.train(drawn(len(found.study.directions), preferences, np.random.default_rng(seed)), paths, progress=progress)
+    return made
 
-    One merge is in the pool for all preferences: with another one for each, no path would be scored for two of them. Raises
+
+def architecture(found: Searched, *, seed: int, share: bool = True) -> Architecture:
+    """What it takes to search paths through the layers of a finished search's models and of its best merge, its front's knee.
+
+    One merge is in the pool for all preferences: with another one for each, no path would be scored for two of them. Models of
+    different depths have no merge; the paths go through their own layers. With `share` what a path has run on a batch is not
+    run again by paths that begin alike. Raises
     `RecipeError` if no merge of all models could be scored, and `MergeError` for layers that cannot stand in one model.
     """
     study, space = found.study, found.space
-    merges = [t for t in study.trials if t.scores and not t.stopped and len(t.recipe.models) == len(space.models)]
-    best = Front.of(merges, study.directions, study.reference)
-    if not best:
-        raise RecipeError("No merge of all models could be scored, so there is none whose layers a path could take.")
-    model = PathModel(best.choose().recipe, found.opened, device=found.evaluator.device, prefixes=Prefixes())
     by_digest = {t.recipe.digest: t for t in study.trials if t.scores}
     models = {r.models[0].name: by_digest[r.digest] for r in space.parents().values() if r.digest in by_digest}
     specialists = to_points(list(models.values()), study.directions)
     bases = [by_digest[r.digest] for r in base_of(space).values() if r.digest in by_digest]
-    models[MERGED] = best.choose()
     start = to_points(bases, study.directions)[0] if bases else specialists.min(0)
-    architecture = Architecture(
+    if isinstance(found.score.live, Apart):
+        model = found.score.live.pool
+    else:
+        merges = [t for t in study.trials if t.scores and not t.stopped and len(t.recipe.models) == len(space.models)]
+        best = Front.of(merges, study.directions, study.reference)
+        if not best:
+            raise RecipeError("No merge of all models could be scored, so there is none whose layers a path could take.")
+        models[MERGED] = best.choose()
+        prefixes = Prefixes() if share else None
+        model = PathModel(best.choose().recipe, found.opened, device=found.evaluator.device, prefixes=prefixes)
+    return Architecture(
         study=study,
-        score=PathScorer(evaluator=found.evaluator, model=model, run=found.run, merges=found.score),
+        score=PathScorer(model=model, merges=found.score),
         pool=Pool.of(model.depths, model.statistics()),
         normalized=normalizer(start, specialists),
         known={model.identity(name): trial for name, trial in models.items() if name in model.depths},
         first=1 + max(t.number for t in study.trials),
         seed=seed,
     )
-    wanted = drawn(len(study.directions), preferences, np.random.default_rng(seed))
-    architecture.train(wanted, paths, progress=progress)
-    return architecture
 
 
 def check_architecture(objectives: Sequence[Objective], *, preferences: int, paths: int) -> None:

@@ -19,6 +19,8 @@ class Score:
     `outcomes` `(examples,)` holds each row's own result (1/0 for right/wrong, or a row's share of the metric), NaN-free.
     `replicates` `(B,)` are bootstrap values of the metric: replicate b of any model on the same rows uses the same
     resampled rows, so differences of replicates are paired comparisons.
+    `margins` `(examples,)` say, where a row's answer is one of several, by how much the right one leads (its logit or
+    log-likelihood less the largest other one): positive where it is chosen.
     `rows` `(examples,)` is there for a partial score only: the positions in the dataset that `outcomes` belong to. A score
     without it stands for the whole split.
     """
@@ -27,6 +29,7 @@ class Score:
     examples: int
     seconds: float = 0.0
     outcomes: NDArray[np.float32] | None = field(default=None, repr=False)
+    margins: NDArray[np.float32] | None = field(default=None, repr=False)
     replicates: NDArray[np.float64] | None = field(default=None, repr=False)
     rows: NDArray[np.int64] | None = field(default=None, repr=False)
 
@@ -40,7 +43,7 @@ class Score:
 
 
 Scores = Mapping[str, Score]
-_ARRAYS = ("outcomes", "replicates", "rows")
+_ARRAYS = ("outcomes", "margins", "replicates", "rows")
 
 
 def save_scores(path: Path, scores: Scores) -> None:

@@ -3,9 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from transformers import PreTrainedModel
 
 from hf_merge.evaluation.measure import Evaluator
-from hf_merge.merging.live import LiveModel
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.scores import Scores, load_scores, save_scores
 from hf_merge.search.racing import Racing, race
@@ -20,6 +23,20 @@ def scores_path(folder: Path, split: Split, digest: str) -> Path:
     return folder / "scores" / split / f"{digest}.npz"
 
 
+class Live(Protocol):
+    """A model in memory that becomes what a recipe makes: `LiveModel`, or `Apart`."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What was loaded last."""
+
+    def load(self, recipe: Recipe) -> None:
+        """Become what `recipe` makes."""
+
+    def distance(self, recipe: Recipe) -> float:
+        """Σ |θ - θ'| from what another recipe makes."""
+
+
 @dataclass(eq=False, kw_only=True)
 class Scorer:
     """Scores recipes, and keeps what it finds in the `run`'s folder.
@@ -30,7 +47,7 @@ class Scorer:
     """
 
     evaluator: Evaluator
-    live: LiveModel
+    live: Live
     run: Path
     base: Recipe | None = None
     racing: bool = False
@@ -42,19 +59,22 @@ class Scorer:
         """The recipe's scores. Those of one that the race stopped are estimates; their `rows` say what was seen."""
         self.live.load(recipe)
         facts = {} if self.base is None else {"delta_norm": self.live.distance(self.base)}
+        return self.measured(self.live.model, recipe, split, facts)
+
+    def measured(
+        self, model: PreTrainedModel, recipe: Recipe, split: Split, facts: Mapping[str, float] = MappingProxyType({})
+    ) -> Scores:
+        """The scores of a model in memory that is what `recipe` makes; they are kept. `facts` as in `Evaluator.measure`."""
         scores: Scores
         if split == "search" and self.racing and recipe.digest not in self.whole and (rivals := self._rivals()):
-            scores = self._raced(rivals, facts)
+            reference = reference_point([rivals[digest] for digest in self.parents], self.evaluator.directions)
+            racing = Racing(self.evaluator.directions, reference)
+            scores, _ = race(self.evaluator.rounds(model, facts=facts), racing, list(rivals.values()))
         else:
             replicates = REPLICATES if split == "held_out" else 0
-            scores = self.evaluator.measure(self.live.model, split, replicates=replicates, facts=facts)
+            scores = self.evaluator.measure(model, split, replicates=replicates, facts=facts)
         save_scores(scores_path(self.run, split, recipe.digest), scores)
         return scores
-
-    def _raced(self, rivals: Mapping[str, Scores], facts: Mapping[str, float]) -> Scores:
-        reference = reference_point([rivals[digest] for digest in self.parents], self.evaluator.directions)
-        rounds = self.evaluator.rounds(self.live.model, facts=facts)
-        return race(rounds, Racing(self.evaluator.directions, reference), list(rivals.values()))[0]
 
     def _rivals(self) -> Mapping[str, Scores]:
         """What was measured to the end, other workers' included; nothing until all parents are there."""

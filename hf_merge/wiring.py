@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 
+from hf_merge.checkpoints.adapters import is_adapter
 from hf_merge.checkpoints.checkpoint import Checkpoint, hub_api
 from hf_merge.errors import RecipeError
 from hf_merge.evaluation.measure import Evaluator
@@ -18,11 +20,14 @@ from hf_merge.evaluation.runners.embeddings import stated_pooling
 from hf_merge.evaluation.runners.images import load_image_processor
 from hf_merge.merging.architecture import known_config
 from hf_merge.merging.live import LiveModel, load_tokenizer
+from hf_merge.merging.path_model import Apart, PathModel
 from hf_merge.merging.plan import Opened, plan
+from hf_merge.merging.pool import depth_of
+from hf_merge.merging.prefixes import Prefixes
 from hf_merge.merging.tokenizer import has_tokenizer
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe, RecipeModel
-from hf_merge.scoring import Scorer
+from hf_merge.scoring import Live, Scorer
 from hf_merge.search.loop import checked, search
 from hf_merge.search.racing import CONFIDENCE, WORTH
 from hf_merge.search.samplers.names import BaseSampler
@@ -30,8 +35,13 @@ from hf_merge.search.space import Space
 from hf_merge.search.storage import Storage
 from hf_merge.search.study import Study
 
+log = logging.getLogger(__name__)
+
 RUNS = Path("hf_merge_runs")
 """Where runs are kept unless a folder is given; each has a name of its own, made from what it searches."""
+
+WITHOUT_BASE = ("linear",)
+"""The methods that are searched where there is no base, unless others are named."""
 
 Model = str | os.PathLike[str] | ModelRef
 
@@ -46,6 +56,15 @@ class Searched:
     run: Path
     score: Scorer
     opened: Opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsApart(Space):
+    """A space of models that cannot be merged, because their depths differ: each alone, and nothing else."""
+
+    def seeds(self) -> dict[str, Recipe]:
+        """The models."""
+        return self.parents()
 
 
 def searched(
@@ -70,9 +89,14 @@ def searched(
     token: str | bool | None = None,
     progress: bool = True,
     shared: bool | None = None,
+    for_paths: bool = False,
 ) -> Searched:
-    """Run the search of `auto_merge`, which says what the arguments are and what is raised."""
+    """Run the search of `auto_merge`, which says what the arguments are and what is raised.
+
+    If it is `for_paths`, models may differ in depth: then they are tried as they are, without the base, and nothing else is.
+    """
     api = hub_api(token)
+    methods = methods or (WITHOUT_BASE if base is None else None)
     space = Space(
         base=None if base is None else ModelRef.parse(base),
         models=tuple(models),  # type: ignore[arg-type]
@@ -84,8 +108,15 @@ def searched(
         **({"methods": tuple(methods)} if methods else {}),  # type: ignore[arg-type]
     )
     space, opened = _pinned(space, api)
-    primary = plan(Recipe(method="linear", models=space.models, base=space.base), opened).primary
-    _check_depth(layer_groups, primary)
+    whole = [opened[model.ref] for model in space.models if not is_adapter(opened[model.ref].files)]
+    apart = for_paths and len({depth_of(known_config(checkpoint)) for checkpoint in whole}) > 1
+    if apart:
+        log.warning("The models have different depths: no merge of them is tried, only paths through their layers.")
+        space = ModelsApart(models=space.models, methods=WITHOUT_BASE, dtype=dtype, seed=seed)
+        trials, primary = len(space.models), opened[space.models[0].ref]
+    else:
+        primary = plan(Recipe(method="linear", models=space.models, base=space.base), opened).primary
+        _check_depth(layer_groups, primary)
     processor = load_image_processor(primary)
     evaluator = Evaluator(
         objectives,
@@ -101,7 +132,12 @@ def searched(
     checked(space, evaluator.directions, trials=trials, sampler=sampler, seeds=base_of(space), constraints=constraints)
     run = Path(folder) if folder is not None else RUNS / _name(space, evaluator)
     _claim(run, evaluator.fingerprint)
-    live = LiveModel(Recipe(method="linear", models=(RecipeModel(ref=primary.ref),)), opened, device=evaluator.device)
+    live: Live
+    if apart:
+        pool = PathModel(Recipe(method="linear", models=space.models), opened, device=evaluator.device, prefixes=Prefixes())
+        live = Apart(pool)
+    else:
+        live = LiveModel(Recipe(method="linear", models=(RecipeModel(ref=primary.ref),)), opened, device=evaluator.device)
     score = Scorer(
         evaluator=evaluator,
         live=live,

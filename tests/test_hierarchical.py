@@ -8,17 +8,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tiny_models import Maker
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_merge.auto import auto_merge
 from hf_merge.demo.hub.server import LocalHub
 from hf_merge.demo.specialists import FamilyFolder
-from hf_merge.errors import RecipeError
+from hf_merge.errors import MergeError, RecipeError
 from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
+from hf_merge.recipes.path import path_of
 from hf_merge.result import MergeResult
 
 Run = Callable[..., MergeResult]
@@ -32,6 +35,13 @@ def rows_of(family: FamilyFolder) -> list[Objective]:
         return DatasetDict({split: family.dataset(task, split).select(range(96)) for split in ("search", "held_out")})
 
     return [Objective(name=t.name, dataset=rows(t.name), labels=t.labels) for t in family.family.tasks]
+
+
+def words(low: int, high: int) -> DatasetDict:
+    """Rows of random words."""
+    rng = np.random.default_rng(low)
+    rows = [" ".join(f"w{i}" for i in rng.integers(low, high, 12)) for _ in range(24)]
+    return DatasetDict({s: Dataset.from_dict({"text": part}) for s, part in (("search", rows[:12]), ("held_out", rows[12:]))})
 
 
 @pytest.fixture
@@ -110,6 +120,65 @@ def test_a_published_path_loads_with_plain_transformers_and_scores_what_its_card
     assert "position" in card
     assert "The paths added" in card
     assert "Searched in two steps" in card
+
+
+def test_a_published_path_of_another_depth_loads_with_plain_transformers_and_scores_what_its_card_says(
+    make: Maker, hub: LocalHub, tmp_path: Path
+) -> None:
+    tasks = [Objective(name=f"t{i}", task="language-modeling", dataset=words(46 * i, 46 * i + 46)) for i in range(2)]
+    base, *models = make("llama", num_hidden_layers=4)
+    result = auto_merge(
+        base, models, tasks, trials=6, strategy="hierarchical", paths=12, preferences=3, folder=tmp_path / "run", progress=False
+    )
+    chosen = next(t for t in result.trials if t.recipe.layers is not None and len(path_of(t.recipe.layers)) != 4)
+    assert chosen.recipe.layers is not None
+    scored = replace(chosen, held_out=result.online.__self__.score(chosen.recipe, "held_out"))  # type: ignore[union-attr]
+    result.push_to_hub("demo/deep", trial=scored, progress=False)
+    model = AutoModelForCausalLM.from_pretrained("demo/deep")
+    assert model.config.num_hidden_layers == len(path_of(chosen.recipe.layers)) == len(model.model.layers)
+    tokenizer = AutoTokenizer.from_pretrained("demo/deep")
+    again = Evaluator(tasks, tokenizer=tokenizer, config=model.config, progress=False).measure(model.eval(), "held_out")
+    assert {k: s.value for k, s in again.items()} == {k: s.value for k, s in scored.held_out.items()}
+    card = ModelCard.load("demo/deep")
+    told = {result.metric_value for result in card.data.eval_results}
+    assert {round(score.value, 6) for score in scored.held_out.values()} <= told
+    assert "is a path through layers" in str(card)
+    assert "position" in str(card)
+
+
+def test_models_of_different_depths_have_paths_through_both(make: Maker, hub: LocalHub, tmp_path: Path) -> None:
+    shallow = make("llama", count=1, num_hidden_layers=2, parent="shallow")[0]
+    deep = make("llama", count=2, num_hidden_layers=4, parent="deep")[1]
+    tasks = [Objective(name=f"t{i}", task="language-modeling", dataset=words(46 * i, 46 * i + 46)) for i in range(2)]
+    settings = {"trials": 6, "paths": 10, "preferences": 3, "folder": tmp_path / "run", "progress": False}
+    result = auto_merge(None, [shallow, deep], tasks, strategy="hierarchical", **settings)  # type: ignore[arg-type]
+    assert [len(trial.recipe.models) for trial in result.trials if trial.recipe.layers is None] == [1, 1]
+    paths = [path_of(trial.recipe.layers) for trial in result.trials if trial.recipe.layers is not None]
+    assert any({step.model for step in path} == {shallow.name, deep.name} for path in paths)
+    chosen = next(t for t in result.trials if t.recipe.layers is not None)
+    scored = replace(chosen, held_out=result.online.__self__.score(chosen.recipe, "held_out"))  # type: ignore[union-attr]
+    result.push_to_hub("demo/both", trial=scored, progress=False)
+    model = AutoModelForCausalLM.from_pretrained("demo/both")
+    tokenizer = AutoTokenizer.from_pretrained("demo/both")
+    again = Evaluator(tasks, tokenizer=tokenizer, config=model.config, progress=False).measure(model.eval(), "held_out")
+    assert {k: s.value for k, s in again.items()} == {k: s.value for k, s in scored.held_out.items()}
+
+
+def test_models_of_different_widths_are_refused_from_their_configs_alone(make: Maker, tmp_path: Path) -> None:
+    narrow = make("llama", count=1, num_hidden_layers=2, parent="narrow")[0]
+    wide = make("llama", count=1, num_hidden_layers=4, hidden_size=64, parent="wide")[0]
+    for file in (*narrow.glob("*.safetensors"), *wide.glob("*.safetensors")):
+        file.write_bytes(b"not to be read")
+    tasks = [Objective(name="t", task="language-modeling", dataset=words(0, 46))]
+    with pytest.raises(MergeError, match="one width"):
+        auto_merge(None, [narrow, wide], tasks, strategy="hierarchical", folder=tmp_path / "run", progress=False)
+
+
+def test_a_race_stops_paths_too_and_none_of_those_is_on_the_front(run: Run) -> None:
+    result = run(racing=True, paths=20)
+    paths = [trial for trial in result.trials if trial.recipe.layers is not None]
+    assert any(trial.stopped for trial in paths)
+    assert not any(trial.stopped for trial in result.front)
 
 
 KILLED = """

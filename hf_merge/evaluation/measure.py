@@ -181,9 +181,8 @@ class Evaluator:
             part = prepared.parts[split]
             drawn_by = hashlib.sha256(f"{split} {name}".encode()).digest()[:16]
             try:
-                predictions = part.runner(model)
-                seed = [self._seed, *drawn_by]
-                score = prepared.metric.measure(predictions, part.references, replicates=replicates, seed=seed)
+                found, seed = part.runner(model), [self._seed, *drawn_by]
+                score = part.score(prepared.metric, found, part.references, replicates=replicates, seed=seed)
             except EvaluationError as error:
                 raise EvaluationError(f"Objective {name!r} on {part.label}: {error}") from error
         return replace(score, seconds=time.perf_counter() - start)

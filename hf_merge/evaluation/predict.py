@@ -101,16 +101,25 @@ def cut(lengths: Integers, *, rows: int, tokens: int, exact: bool = False) -> li
 
 
 class Runner(ABC):
-    """A task's inference over fixed rows: `runner(model)` gives one prediction a row, `runner(model, rows)` those of some rows.
+    """A task's inference over fixed rows: `runner(model)` gives one finding a row, `runner(model, rows)` those of some rows.
 
-    `divisible` says whether running some rows costs only their share.
+    `answers` makes of findings the predictions that metrics take. `divisible` says whether running some rows costs only their
+    share.
     """
 
     divisible: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> Any:
-        """Predictions `(rows, …)` in the order of `rows`; all rows in their own order if there are none given."""
+        """Findings `(rows, …)` in the order of `rows`; all rows in their own order if there are none given."""
+
+    def answers(self, found: Any) -> Any:
+        """The predictions, one for each finding: unless a runner says otherwise, the findings themselves."""
+        return found
+
+    def margins(self, found: Any, references: Any) -> NDArray[np.float32] | None:
+        """By how much the right answer of each row leads, `(n,)`; None where an answer is not one of several."""
+        return None
 
     @abstractmethod
     def arrays(self) -> Iterator[NDArray[Any]]:
@@ -143,7 +152,7 @@ class BatchRunner(Runner):
         self._rows, self._logits, self._share = batch_size, logits, 1.0
 
     def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> Any:
-        """Predictions of the model. Batches shrink when memory runs out, and stay small."""
+        """Findings of the model. Batches shrink when memory runs out, and stay small."""
         chosen = np.arange(len(self.items.lengths)) if rows is None else rows
         while True:
             try:
@@ -160,7 +169,7 @@ class BatchRunner(Runner):
 
     @abstractmethod
     def _predict(self, model: PreTrainedModel, rows: Integers) -> Any:
-        """Predictions for `rows`, in inference mode."""
+        """Findings for `rows`, in inference mode."""
 
     def _shrink(self, model: PreTrainedModel, rows: Integers) -> bool:
         large = any(len(places) > 1 for places in self._groups(model, rows))
@@ -182,6 +191,34 @@ class BatchRunner(Runner):
         for places in tqdm(groups, disable=not self.progress, delay=5, leave=False, unit="batch"):
             tensors = self.items.batch(rows[places], pad_id=self.pad_id or 0, left=self.left)
             yield places, {name: _on(model, tensor) for name, tensor in tensors.items()}
+
+
+class Choosing(Runner):
+    """A runner that finds how likely each of several answers is, `(n, answers)` or a list of `(answers,)`: the likeliest, by
+    its position, is the prediction, `(n,)` int64."""
+
+    def answers(self, found: Sequence[NDArray[Any]]) -> Integers:
+        """The positions of the likeliest; the first of equals."""
+        return _table(found).argmax(1)
+
+    def margins(self, found: Sequence[NDArray[Any]], references: Integers) -> NDArray[np.float32]:
+        """What the right answer has more than the likeliest other one; 1 where there is no other one."""
+        others, rows = _table(found), np.arange(len(found))
+        right = others[rows, references]
+        others[rows, references] = -np.inf
+        leads = right - others.max(1)
+        return np.where(np.isfinite(leads), leads, 1.0).astype(np.float32)
+
+
+def _table(found: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """Rows `(n, longest)`; what short ones lack is minus infinity."""
+    table = np.full((len(found), max(map(len, found), default=1)), -np.inf)
+    if isinstance(found, np.ndarray):
+        table[:] = found
+    else:
+        for row, each in zip(table, found, strict=True):
+            row[: len(each)] = each
+    return table
 
 
 def _on(model: PreTrainedModel, tensor: Tensor) -> Tensor:

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_merge.errors import EvaluationError, unknown
+from hf_merge.evaluation.loaded_metric import LoadedMetric
 from hf_merge.evaluation.metrics.summed import Values
 from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.predict import Integers, Runner, Tokens
 from hf_merge.evaluation.rows import Rows
 from hf_merge.evaluation.tasks import HEADS, TASKS, head_of
+from hf_merge.scores import Score
 
 _LONGEST = 2048  # tokens of a row, unless an objective says more
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -21,13 +23,18 @@ _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """One split of one objective, ready to run: `references` hold one entry for each prediction of `runner`."""
+    """One split of one objective, ready to run: `references` hold one entry for each finding of `runner`."""
 
     label: str
     runner: Runner
     references: Values
     labels: tuple[str, ...] = ()
     max_length: int | None = None
+
+    def score(self, metric: LoadedMetric, found: Any, references: Values, *, replicates: int, seed: Sequence[int]) -> Score:
+        """What the runner found for rows with these references, measured (`LoadedMetric.measure`), with its margins."""
+        score = metric.measure(self.runner.answers(found), references, replicates=replicates, seed=seed)
+        return replace(score, margins=self.runner.margins(found, references))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

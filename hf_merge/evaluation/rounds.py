@@ -65,10 +65,10 @@ class PartialRun:
             self._done = target
         rows = self._order[: self._done]
         whole, found = self._done == n, _joined(self._found)
-        predictions = _taken(found, np.argsort(self._order)) if whole else found
+        found = _taken(found, np.argsort(self._order)) if whole else found
         references = self.part.references if whole else _taken(self.part.references, rows)
         try:
-            score = self._metric.measure(predictions, references, replicates=0, seed=())
+            score = self.part.score(self._metric, found, references, replicates=0, seed=())
         except EvaluationError:
             if whole:
                 raise

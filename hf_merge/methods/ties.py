@@ -51,11 +51,11 @@ def ties(
     where a norm is below 1e-7). mergekit's `density` is 1 unless told otherwise, and it keeps max(1, ⌊density n⌋) elements
     (`round_down`).
     """
-    trimmed = trim(deltas, measured.cut, start)
-    if measured.gains is not None:
-        trimmed *= per_model(measured.gains, deltas)
     column = per_model(weights, deltas)
-    return elected(trimmed, column if weighted_election else torch.ones_like(column), column, normalize)
+    votes = column if weighted_election else torch.ones_like(column)
+    if measured.gains is None:
+        return elected(deltas, votes, column, normalize, measured.cut, start)
+    return elected(trim(deltas, measured.cut, start) * per_model(measured.gains, deltas), votes, column, normalize)
 
 
 METHOD = Method(name="ties", merge=ties, measure=measure, title="TIES", paper="arXiv:2306.01708")

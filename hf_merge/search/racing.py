@@ -20,6 +20,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from hf_merge import pareto
 from hf_merge.pareto import Floats
@@ -36,6 +37,9 @@ LEAST_RIVALS = 3
 PRIOR_ROWS = 32
 """The regression's prior, the rivals' plain mean, counts as so many rows. Between 3 and 30 ridge units (15 to 150 rows)
 the error hardly moves."""
+
+PRIOR_MARGINS, MISSES = 0.3, 0.02
+"""The same for margins, which go together far more closely; and by how many rows the noise might be wrong."""
 
 _DRAWS, _POINTS = 128, 8192  # of a candidate's scores; to measure volumes by
 
@@ -108,13 +112,17 @@ class Racing:
             return None
         if score.rows is None:
             return score.value, 0.0
-        known = [(r[name].outcomes, r[name].value) for r in rivals if r[name].rows is None]
-        paired = [(outcomes, value) for outcomes, value in known if outcomes is not None]
-        if score.outcomes is None or len(paired) < LEAST_RIVALS:
+        known = [rival[name] for rival in rivals if rival[name].rows is None and rival[name].outcomes is not None]
+        if score.outcomes is None or len(known) < LEAST_RIVALS:
             return None
-        matrix = np.array([outcomes for outcomes, _ in paired], dtype=np.float64)
-        mean, variance = predicted_mean(score.outcomes.astype(np.float64), score.rows, matrix)
-        return _valued(mean, variance, matrix.mean(1), np.array([value for _, value in paired]))
+        outcomes = np.array([rival.outcomes for rival in known], dtype=np.float64)
+        if score.margins is not None and all(rival.margins is not None for rival in known):
+            margins = np.array([rival.margins for rival in known], dtype=np.float64)
+            seen = score.outcomes.astype(np.float64), score.margins.astype(np.float64)
+            mean, variance = predicted_share(*seen, score.rows, margins)
+        else:
+            mean, variance = predicted_mean(score.outcomes.astype(np.float64), score.rows, outcomes)
+        return _valued(mean, variance, outcomes.mean(1), np.array([rival.value for rival in known]))
 
     def _volumes(self, draws: Floats, front: Floats) -> tuple[float, Floats]:
         """The front's hypervolume and what each draw `(B, m)` adds to it, by counting points of a box that holds them all."""
@@ -157,23 +165,47 @@ def predicted_mean(outcomes: Floats, rows: np.ndarray, rivals: Floats) -> tuple[
     n, whole = len(outcomes), rivals.shape[1]
     if n == whole:
         return float(outcomes.mean()), 0.0
-    unseen = np.ones(whole, dtype=bool)
-    unseen[rows] = False
-    seen = rivals[:, rows]
-    centered = seen - seen.mean(1, keepdims=True)
-    scale = max(float(seen.var(1).mean()), float(outcomes.var()), 1e-12)
-    gram = centered @ centered.T
-    inverse = np.linalg.inv(gram + PRIOR_ROWS * scale * np.eye(len(rivals)))
-    slopes = np.full(len(rivals), 1 / len(rivals))
-    slopes += inverse @ (centered @ (outcomes - outcomes.mean() - slopes @ centered))
-    left = outcomes - outcomes.mean() - slopes @ centered
+    unseen = np.delete(rivals, rows, axis=1).mean(1)
     # Outcomes that agree on every row so far are not certain to go on agreeing: as if two more rows did not.
-    freedom = max(n - 1 - float(np.trace(inverse @ gram)), n / 4)
-    variance = (float(left @ left) + 2 * scale) / freedom
-    shift = rivals[:, unseen].mean(1) - seen.mean(1)
-    share = 1 - n / whole
+    slopes, inverse, noise = _regression(outcomes, rivals[:, rows], prior=PRIOR_ROWS, misses=2)
+    shift, share = unseen - rivals[:, rows].mean(1), 1 - n / whole
     mean = float(outcomes.mean() + share * (slopes @ shift))
-    return mean, float(variance * share**2 * (1 / n + 1 / (whole - n) + shift @ inverse @ shift))
+    return mean, float(noise * share**2 * (1 / n + 1 / (whole - n) + shift @ inverse @ shift))
+
+
+def predicted_share(outcomes: Floats, margins: Floats, rows: np.ndarray, rivals: Floats) -> tuple[float, float]:
+    """The share of right answers over all rows of a candidate seen on `rows` alone, and the variance of that prediction.
+
+    The regression of `predicted_mean`, of the candidate's margins `(n,)` on those of the rivals `(m, all rows)`. A row not
+    seen is right with the probability that its margin, a normal then, is above 0. What all rows share of the error, by the
+    doubt about intercept and slopes, is carried over to the mean by the first derivative.
+    """
+    n, whole = len(outcomes), rivals.shape[1]
+    if n == whole:
+        return float(outcomes.mean()), 0.0
+    seen = rivals[:, rows]
+    slopes, inverse, noise = _regression(margins, seen, prior=PRIOR_MARGINS, misses=MISSES)
+    shifts = np.delete(rivals, rows, axis=1) - seen.mean(1, keepdims=True)
+    deviations = np.sqrt(noise * (1 + 1 / n + np.einsum("iu,iu->u", shifts, inverse @ shifts)))
+    z = (margins.mean() + slopes @ shifts) / deviations
+    right, rises = ndtr(z), np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / deviations
+    moved = shifts @ rises
+    variance = (right * (1 - right)).sum() + noise * (rises.sum() ** 2 / n + moved @ inverse @ moved)
+    return float(outcomes.sum() + right.sum()) / whole, float(variance) / whole**2
+
+
+def _regression(values: Floats, seen: Floats, *, prior: float, misses: float) -> tuple[Floats, Floats, float]:
+    """Of `values` `(n,)` on `seen` `(m, n)`, both less their means: slopes, their covariance in units of the noise's variance,
+    and that variance. The prior counts as so many rows, and the noise is as if so many more rows had been missed."""
+    centered, wanted = seen - seen.mean(1, keepdims=True), values - values.mean()
+    scale = max(float(seen.var(1).mean()), float(values.var()), 1e-12)
+    gram = centered @ centered.T
+    inverse = np.linalg.inv(gram + prior * scale * np.eye(len(seen)))
+    slopes = np.full(len(seen), 1 / len(seen))
+    slopes += inverse @ (centered @ (wanted - slopes @ centered))
+    left, n = wanted - slopes @ centered, len(values)
+    freedom = max(n - 1 - float(np.trace(inverse @ gram)), n / 4)
+    return slopes, inverse, (float(left @ left) + misses * scale) / freedom
 
 
 def _valued(mean: float, variance: float, means: Floats, values: Floats) -> tuple[float, float]:

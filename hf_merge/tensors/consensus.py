@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_merge.tensors import loops
+from hf_merge.tensors.sparsify import Cutoffs, trim
 
 
 def weighted_sum(stack: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
@@ -31,26 +32,29 @@ def disjoint(deltas: Tensor, weights: Tensor, normalize: bool) -> Tensor:
     return elected(deltas, weights, weights, normalize)
 
 
-def elected(deltas: Tensor, votes: Tensor, weights: Tensor, normalize: bool) -> Tensor:
+def elected(
+    deltas: Tensor, votes: Tensor, weights: Tensor, normalize: bool, cut: Cutoffs | None = None, start: int = 0
+) -> Tensor:
     """As `disjoint`, with a sign elected by `votes` `(models, 1)`, that of Σ_k v_k δ_k; model k agrees if its v_k δ_k has it.
+    With `cut`, of what `trim` leaves of `deltas` whose first column is element `start` of their tensor.
 
-    Deltas of bfloat16 weights often cancel exactly; where rounding could let the models' order elect the sign, the sum is
-    taken in float64.
+    The sum is taken in float64: deltas of bfloat16 weights often cancel exactly, and rounding would let the models' order
+    elect the sign.
     """
     ballot, shares = (column.reshape(-1).tolist() for column in (votes, weights))
     if (rows := loops.served(deltas)) is not None:
-        merged = torch.empty(deltas.shape[1:])
-        loops.elect(rows, np.array(ballot, np.float32), np.array(shares, np.float32), normalize, merged.numpy())
+        merged, none = torch.empty(deltas.shape[1:]), [-1.0] * len(deltas)
+        limits = (none, none) if cut is None else cut.limits()
+        splits = np.zeros(len(deltas), np.int64) if cut is None else np.array(cut.splits(start), np.int64)
+        columns = (np.array(column, np.float32) for column in (ballot, shares, *limits))
+        loops.elect(rows, *columns, splits, normalize, merged.numpy())
         return merged
-    sums, sizes = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    deltas = deltas if cut is None else trim(deltas, cut, start)
+    sums = torch.zeros_like(deltas[0], dtype=torch.float64)
     for values, vote in zip(deltas, ballot, strict=True):
-        sums.add_(values, alpha=vote)
-        sizes.add_(values.abs(), alpha=abs(vote))
-    # A sum of k products is off by at most k 2⁻²⁴ of their magnitudes' sum.
-    close = (sums.abs() <= sizes * (len(deltas) * 2.0**-22)).nonzero()[:, 0]
-    sums[close] = (deltas[:, close].double() * votes.reshape(-1, 1).to(deltas.device).double()).sum(0).sign().to(sums.dtype)
-    total, divisor = torch.zeros_like(sums), torch.zeros_like(sums)
-    sign = torch.where(sums < 0, -1.0, 1.0).to(sums.dtype)
+        sums.add_(values.double(), alpha=vote)
+    total, divisor = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    sign = torch.where(sums < 0, -1.0, 1.0).to(deltas.dtype)
     for values, vote, weight in zip(deltas, ballot, shares, strict=True):
         agrees = (values * (-sign if vote < 0 else sign) > 0).to(values.dtype)
         total.add_(agrees * values, alpha=weight)

@@ -158,47 +158,47 @@ def weighted_sum(stack, weights, out):  # type: ignore[no-untyped-def]
 
 
 @loop
-def elect(stack, votes, weights, normalize, out):  # type: ignore[no-untyped-def]
-    """Sign election and disjoint merge of `stack` `(models, n)`: see `hf_merge.tensors.consensus.elected`."""
+def elect(stack, votes, weights, under, at, splits, normalize, out):  # type: ignore[no-untyped-def]
+    """Sign election and disjoint merge of `stack` `(models, n)`: see `hf_merge.tensors.consensus.elected`.
+
+    Magnitudes up to `under` count as 0 before the place `splits`, up to `at` from it on; one number each for every model.
+    """
     models = stack.shape[0]
-    ballot, sign = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    divisor, sizes, close = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.zeros(CHUNK, np.uint8)
-    eights = close.view(np.uint64)
+    left, ballot = np.empty((models, CHUNK // 2), np.float32), np.empty(CHUNK // 2)
+    sign, divisor = np.empty(CHUNK // 2, np.float32), np.empty(CHUNK // 2, np.float32)
     one, zero, tiny = np.float32(1), np.float32(0), np.float32(np.finfo(np.float32).tiny)
-    slack = np.float32(models * 2.0**-22)
-    for start in range(0, out.size, CHUNK):
-        stop = min(start + CHUNK, out.size)
+    for start in range(0, out.size, CHUNK // 2):
+        stop = min(start + CHUNK // 2, out.size)
         size, total = stop - start, out[start:stop]
-        for i in range(size):
-            ballot[i] = zero
-            total[i] = zero
-            divisor[i] = zero
-            sizes[i] = zero
         for k in range(models):
-            row, vote = stack[k, start:stop], votes[k]
+            values, row, vote = stack[k, start:stop], left[k], np.float64(votes[k])
+            limit = under[k] if splits[k] > start else at[k]
             for i in range(size):
-                ballot[i] += row[i] * vote
-                sizes[i] += abs(row[i] * vote)
+                row[i] = values[i] if abs(values[i]) > limit else zero
+            if start < splits[k] < stop:
+                for i in range(splits[k] - start, size):
+                    row[i] = values[i] if abs(values[i]) > at[k] else zero
+            if k == 0:
+                for i in range(size):
+                    ballot[i] = np.float64(row[i]) * vote
+            else:
+                for i in range(size):
+                    ballot[i] += np.float64(row[i]) * vote
         for i in range(size):
-            # A sum of k products is off by at most k 2⁻²⁴ of their magnitudes' sum: below that, rounding may have decided.
-            close[i] = (abs(ballot[i]) <= sizes[i] * slack) & (sizes[i] > zero)
-            sign[i] = -one if ballot[i] < zero else one
-        for group in range((size + 7) // 8):
-            if eights[group] != 0:
-                # Deltas of bfloat16 weights often cancel exactly, and the models' order would elect the sign.
-                for i in range(8 * group, min(8 * group + 8, size)):
-                    if close[i]:
-                        exact = 0.0
-                        for k in range(models):
-                            exact += np.float64(stack[k, start + i]) * np.float64(votes[k])
-                        sign[i] = -one if exact < 0.0 else one
+            sign[i] = -one if ballot[i] < 0.0 else one
         for k in range(models):
-            row, weight = stack[k, start:stop], weights[k]
+            row, weight = left[k], weights[k]
             turn, share = -one if votes[k] < zero else one, abs(weight)
-            for i in range(size):
-                agrees = row[i] * turn * sign[i] > zero
-                total[i] += row[i] * weight if agrees else zero
-                divisor[i] += share if agrees else zero
+            if k == 0:
+                for i in range(size):
+                    agrees = row[i] * (turn * sign[i]) > zero
+                    total[i] = row[i] * weight if agrees else zero
+                    divisor[i] = share if agrees else zero
+            else:
+                for i in range(size):
+                    agrees = row[i] * (turn * sign[i]) > zero
+                    total[i] += row[i] * weight if agrees else zero
+                    divisor[i] += share if agrees else zero
         if normalize:
             for i in range(size):
                 total[i] /= max(divisor[i], tiny)
@@ -345,27 +345,31 @@ def only(row, mask, factor, out):  # type: ignore[no-untyped-def]
 
 @loop
 def between(row, low, high, places, found):  # type: ignore[no-untyped-def]
-    """The places and the bits of the magnitudes of `row` whose bits are in [low, high], as far as there is room for them; how
-    many there are, and how many are above."""
-    inside, above = 0, 0
-    flags = np.zeros(CHUNK, np.uint8)
+    """The places and the bits of the magnitudes of `row` whose bits are in [low, high], which is not empty; how many there
+    are, and how many are above. `places` and `found` have room for eight more than `row` has.
+    """
+    inside, above, width = 0, 0, np.uint32(high - low)
+    flags, hit = np.zeros(CHUNK, np.uint8), np.empty(CHUNK // 8 + 1, np.int32)
     eights = flags.view(np.uint64)
     for start in range(0, row.size, CHUNK):
         bits = row[start : start + CHUNK].view(np.uint32)
         if bits.size < CHUNK:
             flags[:] = 0
+        larger = np.uint32(0)
         for i in range(bits.size):
-            magnitude = np.uint32(bits[i] & _MAGNITUDE)
-            above += magnitude > high
-            flags[i] = (magnitude >= low) & (magnitude <= high)
+            larger += np.uint32(np.uint32(bits[i] & _MAGNITUDE) > high)
+        above += np.int64(larger)
+        for i in range(bits.size):
+            flags[i] = np.uint32(np.uint32(bits[i] & _MAGNITUDE) - low) <= width
+        many = 0  # few: eight at a time are passed over, and nothing branches on what is found
         for group in range((bits.size + 7) // 8):
-            if eights[group] != 0:  # few: eight at a time are passed over
-                for i in range(8 * group, min(8 * group + 8, bits.size)):
-                    if flags[i]:
-                        if inside < places.size:
-                            places[inside] = start + i
-                            found[inside] = np.uint32(bits[i] & _MAGNITUDE)
-                        inside += 1
+            hit[many] = group
+            many += np.int64(eights[group] != 0)
+        for h in range(many):
+            for i in range(8 * hit[h], min(8 * hit[h] + 8, bits.size)):
+                places[inside] = start + i
+                found[inside] = np.uint32(bits[i] & _MAGNITUDE)
+                inside += np.int64(flags[i])
     return inside, above
 
 

@@ -62,6 +62,16 @@ class Cutoffs:
     bits: Tensor
     last: Tensor
 
+    def limits(self) -> tuple[list[float], list[float]]:
+        """For each model the magnitudes up to which elements go: those with indices up to `last`, and those behind it."""
+        thresholds = torch.cat([self.bits - 1, self.bits], dim=1)
+        below = torch.where(thresholds < 0, -1.0, thresholds.view(torch.float32))
+        return below[:, 0].tolist(), below[:, 1].tolist()
+
+    def splits(self, start: int) -> list[int]:
+        """For each model how many elements of a block that begins with element `start` are not behind `last`, if it is long."""
+        return [max(0, last + 1 - start) for last in self.last[:, 0].tolist()]
+
 
 def cutoffs(blocks: Blocks, density: Sequence[float], n: int) -> Cutoffs:
     """The cutoffs that keep `kept(density, n)` largest magnitudes of each model's `n` elements.
@@ -79,10 +89,7 @@ def cutoffs(blocks: Blocks, density: Sequence[float], n: int) -> Cutoffs:
 def trim(deltas: Tensor, cut: Cutoffs, start: int = 0) -> Tensor:
     """`deltas` `(models, b)`, whose first column is element `start` of the tensor, with what is cut set to zero."""
     trimmed = torch.empty_like(deltas)
-    thresholds = torch.cat([cut.bits - 1, cut.bits], dim=1)
-    below = torch.where(thresholds < 0, -1.0, thresholds.view(torch.float32)).tolist()
-    for row, (under, at), last, out in zip(deltas, below, cut.last[:, 0].tolist(), trimmed, strict=True):
-        split = max(0, last + 1 - start)
+    for row, under, at, split, out in zip(deltas, *cut.limits(), cut.splits(start), trimmed, strict=True):
         # Zeroes what is not above its second argument: the cut itself, or the float before it.
         torch.hardshrink(row[:split], under, out=out[:split])
         torch.hardshrink(row[split:], at, out=out[split:])
@@ -139,7 +146,7 @@ class _Window:
 
     def add(self, row: Tensor, start: int) -> None:
         """Gather from a block that begins at element `start`."""
-        places, values = np.empty(len(row), np.int32), np.empty(len(row), np.uint32)
+        places, values = np.empty(len(row) + 8, np.int32), np.empty(len(row) + 8, np.uint32)
         inside, above = loops.between(row.cpu().numpy(), np.uint32(self.low), np.uint32(self.high), places, values)
         self.above += above
         self.size += inside
@@ -199,7 +206,7 @@ def _guess(row: Bits, share: float, n: int) -> _Window | None:
     sample = np.partition(sample, ends) if ends else sample
     # No zeros: where the cut is 0, which of them stay does not show.
     low = max(1, int(sample[-bottom])) if bottom <= len(sample) else 1
-    high = int(sample[-top]) if top > 0 else _MAGNITUDE
+    high = max(low, int(sample[-top])) if top > 0 else _MAGNITUDE
     inside = np.count_nonzero((sample >= low) & (sample <= high)) / max(1, len(sample))
     return _Window(low, high) if inside * n <= GATHERED else None
 

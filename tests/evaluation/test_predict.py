@@ -25,7 +25,8 @@ def alone(model, row):
 
 
 def classify(model, tokens=TOKENS, classes=range(5), pad_id=0, batch_size=8):
-    return Classification(tokens, classes=tuple(classes), pad_id=pad_id, batch_size=batch_size)(model)
+    runner = Classification(tokens, classes=tuple(classes), pad_id=pad_id, batch_size=batch_size)
+    return runner.answers(runner(model))
 
 
 def count(model, what=negative_log_likelihood, batch_size=8, tokens=TOKENS):
@@ -224,9 +225,19 @@ def test_a_language_model_with_broken_weights_is_refused(make_model, what):
 def test_a_runner_follows_weights_that_change_in_place(make_model):
     model, other = make_model("bert"), make_model("bert", seed=1)
     runner = Classification(TOKENS, classes=range(5), pad_id=0, batch_size=8)
-    before = runner(model)
+    before = runner.answers(runner(model))
     model.load_state_dict(other.state_dict())
-    assert runner(model).tolist() == classify(other).tolist() != before.tolist()
+    assert runner.answers(runner(model)).tolist() == classify(other).tolist() != before.tolist()
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_margins_are_what_the_right_answer_has_more_than_the_likeliest_other_one(ragged):
+    runner = Classification(TOKENS, classes=range(3), pad_id=0, batch_size=8)
+    found = np.array([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [5.0, 1.0, 5.0]])
+    found = [*found, np.array([7.0]), np.array([0.5, 0.25])] if ragged else found
+    references = np.array([1, 2, 0, 0, 1][: len(found)])
+    assert runner.answers(found).tolist() == [1, 1, 0, 0, 0][: len(found)]
+    assert runner.margins(found, references).tolist() == [1.0, -1.0, 0.0, 1.0, -0.25][: len(found)]
 
 
 def small_memory(model, most, seen):
@@ -244,9 +255,9 @@ def test_batches_shrink_when_memory_runs_out_and_stay_small(make_model):
     expected = classify(model).tolist()
     small_memory(model, 60, seen)
     runner = Classification(TOKENS, classes=range(5), pad_id=0, batch_size=64)
-    assert runner(model).tolist() == expected
+    assert runner.answers(runner(model)).tolist() == expected
     seen.clear()
-    assert runner(model).tolist() == expected
+    assert runner.answers(runner(model)).tolist() == expected
     assert max(rows * width for rows, width in seen) <= 60
 
 

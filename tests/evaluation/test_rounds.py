@@ -75,6 +75,14 @@ def test_a_rounds_outcomes_are_those_of_its_rows(build, architecture, fields):
     assert first["o"].outcomes.tolist() == pytest.approx(whole[first["o"].rows].tolist(), rel=1e-5)
 
 
+def test_a_rounds_margins_are_those_of_its_rows(build):
+    model, evaluator = build("bert")
+    whole = evaluator.measure(model)["o"].margins
+    first, *_, last = evaluator.rounds(model)
+    assert first["o"].margins.tolist() == pytest.approx(whole[first["o"].rows].tolist(), rel=1e-4, abs=1e-5)
+    assert last["o"].margins.tolist() == pytest.approx(whole.tolist(), rel=1e-4, abs=1e-5)
+
+
 def test_every_round_holds_the_rows_of_the_one_before_it(build):
     model, evaluator = build("bert")
     rows = [found["o"].rows for found in evaluator.rounds(model)]

@@ -7,7 +7,7 @@ import pytest
 
 from hf_merge import pareto
 from hf_merge.scores import Score
-from hf_merge.search.racing import Racing, predicted_mean, race
+from hf_merge.search.racing import Racing, predicted_mean, predicted_share, race
 
 ROWS = 800
 DIRECTIONS = {"x": "maximize", "y": "maximize"}
@@ -187,6 +187,47 @@ def test_predictions_err_as_much_as_they_say(share, front):
 def test_all_rows_seen_leave_no_doubt():
     given = np.random.default_rng(0).random(10)
     assert predicted_mean(given, np.arange(10), np.ones((3, 10))) == (given.mean(), 0.0)
+    assert predicted_share(given > 0.5, given - 0.5, np.arange(10), np.ones((3, 10))) == ((given > 0.5).mean(), 0.0)
+
+
+def leads(count, ranks=6, noise=0.3):
+    """Margins `(count, ROWS)` of models that differ in a few directions, as merges of the same parents do."""
+    rng = np.random.default_rng(11)
+    rows, models = rng.normal(size=(ranks, ROWS)), 0.3 * rng.normal(size=(count, ranks))
+    return 0.5 + rows[0] + models @ rows + noise * rng.normal(size=(count, ROWS))
+
+
+def predicted(margins, rivals, share, seed):
+    """The errors of both predictions, each with the deviation that it tells."""
+    rows = np.random.default_rng(seed).permutation(ROWS)[: round(share * ROWS)]
+    right, others = (margins > 0).astype(float), rivals > 0
+    told = predicted_share(right[rows], margins[rows], rows, rivals), predicted_mean(right[rows], rows, others.astype(float))
+    return [(mean - right.mean(), variance**0.5) for mean, variance in told]
+
+
+@pytest.mark.parametrize("share", [1 / 16, 1 / 8, 1 / 4])
+def test_margins_tell_more_than_right_and_wrong(share):
+    every = leads(60)
+    found = np.array([predicted(each, every[:20], share, i) for i, each in enumerate(every[20:])])
+    by_margins, by_outcomes = np.sqrt((found[..., 0] ** 2).mean(0))
+    assert by_margins < 0.75 * by_outcomes
+
+
+@pytest.mark.parametrize("share", [1 / 16, 1 / 8, 1 / 4, 1 / 2])
+@pytest.mark.parametrize("rivals", [5, 20, 60])
+def test_predictions_by_margins_err_as_much_as_they_say(share, rivals):
+    every = leads(rivals + 100)
+    found = np.array([predicted(each, every[:rivals], share, i)[0] for i, each in enumerate(every[rivals:])])
+    assert 0.7 < np.sqrt(((found[:, 0] / found[:, 1]) ** 2).mean()) < 1.4
+
+
+def test_without_margins_of_all_it_is_outcomes_that_count(racing, front):
+    """Margins of the candidate alone say nothing."""
+    seen = part(front[3], 1 / 4)
+    alone = {name: replace(s, margins=s.outcomes - 0.5) for name, s in seen.items()}
+    assert racing.estimate(alone, front)["x"].value == racing.estimate(seen, front)["x"].value
+    rivals = [{name: replace(s, margins=s.outcomes - 0.5) for name, s in scores.items()} for scores in front]
+    assert racing.estimate(alone, rivals)["x"].value != racing.estimate(seen, front)["x"].value
 
 
 def test_rows_that_all_agree_so_far_leave_doubt(front):

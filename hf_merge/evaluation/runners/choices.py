@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_merge.errors import EvaluationError
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.predict import IGNORED, BatchRunner, Integers, Runner, Tokens, finite
+from hf_merge.evaluation.predict import IGNORED, BatchRunner, Choosing, Integers, Tokens, finite
 from hf_merge.evaluation.reader import Part, Reader
 from hf_merge.evaluation.rows import Rows
 from hf_merge.evaluation.runners.likelihood import Likelihood, following, negative_log_likelihood
@@ -96,8 +96,8 @@ class SharedContext(BatchRunner):
         return torch.cat((first, rest.logits), dim=1)
 
 
-class MultipleChoice(Runner):
-    """The likeliest choice of each row by its position, `(n,)` int64.
+class MultipleChoice(Choosing):
+    """The log-likelihoods of each row's choices, a list of `(choices,)`.
 
     Args:
         shared: the likelihoods of the choices, for models that can go on from a context that they have read.
@@ -108,12 +108,12 @@ class MultipleChoice(Runner):
     def __init__(self, shared: SharedContext, apart: Likelihood, *, sizes: Sequence[Costs]) -> None:
         self.shared, self.apart, self.sizes = shared, apart, sizes
 
-    def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> Integers:
+    def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> list[Costs]:
         chosen = np.arange(len(self.sizes)) if rows is None else rows
         takes = inspect.signature(model.forward).parameters
         goes_on = {"position_ids", "past_key_values"} <= takes.keys() and not model._is_stateful
         costs = self.shared(model, chosen) if goes_on else self._apart(model, chosen)
-        return np.array([(cost / self.sizes[row]).argmin() for row, cost in zip(chosen, costs, strict=True)], dtype=np.int64)
+        return [-cost / self.sizes[row] for row, cost in zip(chosen, costs, strict=True)]
 
     def _apart(self, model: PreTrainedModel, rows: Integers) -> list[Costs]:
         ends = np.cumsum(self.shared.items.counts)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_merge.evaluation.classes import class_ids
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.predict import BatchRunner, Integers, Items, finite, in_order, logits_of
+from hf_merge.evaluation.predict import BatchRunner, Choosing, Integers, Items, finite, in_order, logits_of
 from hf_merge.evaluation.reader import Part, Reader
 from hf_merge.evaluation.rows import Rows
 
@@ -19,19 +19,19 @@ OUTSIDE = "O"
 """The tag of words that belong to no entity, and of words that the model never sees: those cut off, or without a token."""
 
 
-class Classification(BatchRunner):
-    """The class of each row: the position in `classes` of the largest logit among those that `classes` names, `(n,)` int64."""
+class Classification(Choosing, BatchRunner):
+    """The logits of each row's classes, `(n, classes)`: of those that `classes` names, in this order."""
 
     def __init__(self, items: Items, *, classes: Sequence[int], **kwargs: Any) -> None:
         super().__init__(items, **kwargs)
         self.classes = torch.tensor(classes)
 
-    def _predict(self, model: PreTrainedModel, rows: Integers) -> Integers:
+    def _predict(self, model: PreTrainedModel, rows: Integers) -> NDArray[np.float32]:
         parts = []
         for places, inputs in self._each(model, rows):
             logits = logits_of(model, inputs, 2, "(rows, classes)")
             parts.append((places, logits[:, self.classes.to(logits.device)]))
-        found: Integers = in_order(parts).argmax(1).numpy()
+        found: NDArray[np.float32] = in_order(parts).float().numpy()
         return found
 
 

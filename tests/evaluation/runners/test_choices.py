@@ -131,4 +131,4 @@ def test_some_rows_are_answered_as_among_all(make_model, evaluator, questions):
     model = make_model("llama")
     runner = evaluator(model, Objective(dataset=questions, **CHOICE))._prepared[0].parts["search"].runner
     rows = np.array([7, 3, 21])
-    assert runner(model, rows).tolist() == runner(model)[rows].tolist()
+    assert runner.answers(runner(model, rows)).tolist() == runner.answers(runner(model))[rows].tolist()

@@ -60,8 +60,8 @@ def prepared(make_model, evaluator, tokenizer):
 
 
 def same(found, expected):
-    if isinstance(expected, np.ndarray):
-        return found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    if isinstance(expected[0], np.ndarray | np.number):
+        return all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
     return found == expected
 
 
@@ -82,6 +82,19 @@ def test_every_task_gives_a_finite_score_with_an_outcome_a_row(prepared, task):
     assert score.outcomes.shape == (16,)
     assert np.isfinite(score.outcomes).all()
     assert np.isfinite(score.replicates).all()
+
+
+CHOOSING = ("text-classification", "image-classification", "multiple-choice")
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_the_right_answer_leads_where_it_is_given(prepared, task):
+    model, evaluator = prepared(task)
+    score = evaluator.measure(model)["o"]
+    if task in CHOOSING:
+        assert (score.margins > 0).tolist() == (score.outcomes == 1).tolist()
+    else:
+        assert score.margins is None
 
 
 @pytest.mark.parametrize("task", CASES)
