@@ -9,7 +9,8 @@ So it is known as well what a stopped candidate would have gained.
 Reported are the hypervolume of the front on search rows and on held-out rows, the share of example-evaluations, how many
 candidates were stopped and how many of those would have gained more than `worth`; the errors of the estimates that a sampler
 is told against those of the plain mean of the same rows; and, for each share of the rows, the errors of an item bank of the
-first half of each full search, of the regression that racing uses and of the plain mean on the second half.
+first half of each full search, of the regressions that racing uses (of right and wrong, of margins) and of the plain mean on
+the second half.
 
     python benchmarks/racing.py [--seeds 5] [--first 0] [--trials 60] [--confidence 0.8] [--worth 0.0025] [--folder DIR]
 """
@@ -38,7 +39,7 @@ from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.scores import Score, Scores, load_scores, save_scores
 from hf_merge.search.item_bank import ItemBank
 from hf_merge.search.loop import search
-from hf_merge.search.racing import CONFIDENCE, WORTH, Racing, predicted_mean, race
+from hf_merge.search.racing import CONFIDENCE, WORTH, Racing, predicted_mean, predicted_share, race
 from hf_merge.search.space import Space
 from hf_merge.search.trial import Split
 
@@ -99,8 +100,9 @@ class Trio:
 def part(score: Score, rows: np.ndarray) -> Score:
     """An accuracy on some of the rows."""
     assert score.outcomes is not None
+    assert score.margins is not None
     outcomes = score.outcomes[rows]
-    return Score(value=float(outcomes.mean()), examples=len(rows), outcomes=outcomes, rows=rows)
+    return Score(value=float(outcomes.mean()), examples=len(rows), outcomes=outcomes, margins=score.margins[rows], rows=rows)
 
 
 class Raced:
@@ -169,18 +171,20 @@ def compare(
 
 
 def estimates(measured: Sequence[Scores], share: float) -> Floats:
-    """Errors of an item bank, of the regression and of the plain mean, `(candidates x objectives, 3)`, on a search's second
-    half, from as many rows as `share` says; the first half is what they know."""
+    """Errors of an item bank, of the regressions of outcomes and of margins, and of the plain mean, `(candidates x objectives,
+    4)`, on a search's second half, from as many rows as `share` says; the first half is what they know."""
     half, errors = len(measured) // 2, []
     for name in measured[0]:
         outcomes = np.array([scores[name].outcomes for scores in measured], dtype=np.float64)
+        margins = np.array([scores[name].margins for scores in measured], dtype=np.float64)
         drawn = race_order([""] * outcomes.shape[1], 0)[: round(share * outcomes.shape[1])]
         bank = ItemBank.fit(outcomes[:half])
         chosen = bank.choose(len(drawn))
-        for each in outcomes[half:]:
+        for each, leads in zip(outcomes[half:], margins[half:], strict=True):
             told = (
                 bank.estimate(chosen, each[chosen]),
                 predicted_mean(each[drawn], drawn, outcomes[:half])[0],
+                predicted_share(each[drawn], leads[drawn], drawn, margins[:half])[0],
                 each[drawn].mean(),
             )
             errors.append(np.array(told) - each.mean())
@@ -230,8 +234,11 @@ def main() -> None:
     )
     for share in (1 / 32, *SHARES):
         found = np.concatenate([estimates(scores, share) for scores in measured])
-        bank, regression, average = map(rms, found.T)
-        print(f"{share:.3f} of the rows: error of an item bank {bank}, of the regression {regression}, of their mean {average}")
+        bank, regression, by_margins, average = map(rms, found.T)
+        print(
+            f"{share:.3f} of the rows: error of an item bank {bank}, of the regression {regression}, "
+            f"of margins {by_margins}, of their mean {average}"
+        )
     print(f"{options.seeds} seeds, {options.trials} trials, {time.perf_counter() - start:.0f} s")
 
 

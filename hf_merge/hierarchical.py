@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.evaluation.objective import Objective
-from hf_merge.merging.path_model import Apart, PathModel
+from hf_merge.merging.apart import Apart
+from hf_merge.merging.path_model import PathModel
 from hf_merge.merging.prefixes import Prefixes
 from hf_merge.recipes.path import MERGED, Path, path_of
 from hf_merge.recipes.recipe import Recipe

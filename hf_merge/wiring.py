@@ -18,9 +18,10 @@ from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.runners.embeddings import stated_pooling
 from hf_merge.evaluation.runners.images import load_image_processor
+from hf_merge.merging.apart import Apart
 from hf_merge.merging.architecture import known_config
 from hf_merge.merging.live import LiveModel, load_tokenizer
-from hf_merge.merging.path_model import Apart, PathModel
+from hf_merge.merging.path_model import PathModel
 from hf_merge.merging.plan import Opened, plan
 from hf_merge.merging.pool import depth_of
 from hf_merge.merging.prefixes import Prefixes

@@ -60,7 +60,6 @@ ALLOWED: Mapping[str, str] = {
     "demo/story.py:tell": "a story, told in order",
     "result.py": "one object: all that can be asked of a result, and how it is kept",
     "tensors/loops.py": "numba compiles a loop anew if its file changes, and not if another file does that it takes loops from",
-    "tensors/loops.py:elect": "one chunk after the other through all steps, while it is in the fastest cache",
     "tensors/loops.py:rank": "one row after the other through all steps, while it is in the fastest cache",
     "tensors/loops.py:stays": "one row after the other through all steps, while it is in the fastest cache",
     "wiring.py:searched": "all that a search can be told, checked and handed on in order",

@@ -208,28 +208,6 @@ class PathModel:
             self.prefixes.follow(keys)
 
 
-class Apart:
-    """Models of several depths in memory, one at a time: in place of a `LiveModel`, where there is nothing to merge."""
-
-    def __init__(self, pool: PathModel) -> None:
-        self.pool = pool
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """What was loaded last."""
-        return self.pool.model
-
-    def load(self, recipe: Recipe) -> None:
-        """Become the model that `recipe` has alone. Raises `MergeError` for a merge."""
-        if len(recipe.models) > 1:
-            raise MergeError("Models of several depths have no merge: a path takes their layers as they are.")
-        self.pool.take(self.pool.identity(recipe.models[0].name))
-
-    def distance(self, recipe: Recipe) -> float:
-        """Raises `MergeError`: there is none between models of several depths."""
-        raise MergeError("There is no distance between models of several depths.")
-
-
 def sharing(module: M) -> M:
     """The same module once more: its own tree of modules and its own attributes, the same tensors."""
     twin = copy(module)

@@ -44,7 +44,7 @@ def elected(
     ballot, shares = (column.reshape(-1).tolist() for column in (votes, weights))
     if (rows := loops.served(deltas)) is not None:
         merged, none = torch.empty(deltas.shape[1:]), [-1.0] * len(deltas)
-        limits = (none, none) if cut is None else cut.limits()
+        limits = (none, none) if cut is None else cut.limits
         splits = np.zeros(len(deltas), np.int64) if cut is None else np.array(cut.splits(start), np.int64)
         columns = (np.array(column, np.float32) for column in (ballot, shares, *limits))
         loops.elect(rows, *columns, splits, normalize, merged.numpy())

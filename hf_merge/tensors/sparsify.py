@@ -6,6 +6,7 @@ Deltas are `(models, n)` float32: one flattened tensor, or one block of it, for 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,7 @@ class Cutoffs:
     bits: Tensor
     last: Tensor
 
+    @cached_property
     def limits(self) -> tuple[list[float], list[float]]:
         """For each model the magnitudes up to which elements go: those with indices up to `last`, and those behind it."""
         thresholds = torch.cat([self.bits - 1, self.bits], dim=1)
@@ -89,7 +91,7 @@ def cutoffs(blocks: Blocks, density: Sequence[float], n: int) -> Cutoffs:
 def trim(deltas: Tensor, cut: Cutoffs, start: int = 0) -> Tensor:
     """`deltas` `(models, b)`, whose first column is element `start` of the tensor, with what is cut set to zero."""
     trimmed = torch.empty_like(deltas)
-    for row, under, at, split, out in zip(deltas, *cut.limits(), cut.splits(start), trimmed, strict=True):
+    for row, under, at, split, out in zip(deltas, *cut.limits, cut.splits(start), trimmed, strict=True):
         # Zeroes what is not above its second argument: the cut itself, or the float before it.
         torch.hardshrink(row[:split], under, out=out[:split])
         torch.hardshrink(row[split:], at, out=out[split:])
