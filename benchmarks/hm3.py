@@ -9,6 +9,7 @@ A row shows, on held-out rows and as mean ± standard error over the seeds, the 
 search rows, the front's hypervolume above the reference point of the parents' search scores, and by how much it is more than
 HM3's of the same seed. Where the intervals overlap nothing is better.
 
+    --gains     what is won for single preferences, on search rows and on held-out rows
     --online    how many evaluations trained networks need for preferences that they never saw, in parts of what a search from
                 nothing for that preference takes to what it ends with
     --prefixes  HM3's paths of the first seed once more, scored with and without the hidden states of shared beginnings:
@@ -43,7 +44,7 @@ from hf_merge.search.layers.baselines import BASELINES, baseline
 from hf_merge.search.layers.ledger import Ledger
 from hf_merge.search.layers.paths import PathSearch, Settings, refine, search_paths
 from hf_merge.search.layers.rewards import drawn
-from hf_merge.search.trial import Front, Trial, to_corner
+from hf_merge.search.trial import Front, Trial, to_corner, to_points
 from hf_merge.wiring import Searched, searched
 
 HM3, PARAMETERS, MERGES = "hm3", "parameters", "merges"
@@ -92,37 +93,52 @@ class Family:
         found: Row = json.loads(path.read_text())
         return found
 
-    def _row(self, arm: str, seed: int) -> Row:
-        options, start = self.options, time.perf_counter()
-        made, paths = self.architecture(seed), list[Trial]()
-        study = made.study
+    def run(self, arm: str, seed: int) -> tuple[Architecture, Sequence[Trial], Sequence[Trial]]:
+        """A search: what scores its recipes, its merges and its paths."""
+        options, made = self.options, self.architecture(seed)
         if arm == PARAMETERS:
-            study = self.merges(seed, options.merges + options.paths).study
-        elif arm == HM3:
+            return made, self.merges(seed, options.merges + options.paths).study.trials, ()
+        if arm == HM3:
             made.train(self.wanted(seed), options.paths, progress=False)
-            paths = made.trials
         elif arm != MERGES:
             ledger = Ledger(made.values, limit=options.paths, length_cost=Settings().cost(made.pool))
             baseline(arm, ledger, made.pool, self.wanted(seed), longest=Settings().reach(made.pool), seed=seed)
-            paths = made.trials
+        return made, made.study.trials, made.trials
+
+    def _row(self, arm: str, seed: int) -> Row:
+        start = time.perf_counter()
+        made, merges, paths = self.run(arm, seed)
         directions, reference = made.study.directions, made.study.reference
-        front = Front.of([*study.trials, *paths], directions, reference)
+        front = Front.of([*merges, *paths], directions, reference)
         held_out = {t.recipe.digest: made.score(t.recipe, "held_out") for t in front}
         points = np.array([[score.value for score in scores.values()] for scores in held_out.values()])
-        knee = front.choose()
-        of_paths = [t for t in front if t.recipe.layers is not None]
+        taken = [path_of(t.recipe.layers) for t in front if t.recipe.layers is not None]
         return {
-            "tasks": {name: score.value for name, score in held_out[knee.recipe.digest].items()},
+            "tasks": {name: score.value for name, score in held_out[front.choose().recipe.digest].items()},
             "hypervolume": pareto.hypervolume(points, to_corner(reference, directions)),
             "search": front.hypervolume(),
             "front": len(front),
-            "paths": len(of_paths),
-            "other depths": len(
-                {len(path_of(t.recipe.layers)) for t in of_paths if t.recipe.layers} - {*made.pool.depths.values()}
-            ),
-            "scored": len(paths) if paths else len(study.trials) - options.merges,
+            "paths": len(taken),
+            "other depths": sum(len(path) not in made.pool.depths.values() for path in taken),
+            "scored": len(merges) + len(paths) - self.options.merges,
             "seconds": time.perf_counter() - start,
         }
+
+    def gains(self, arm: str, seed: int) -> tuple[float, float]:
+        """By how much the best for a preference, as search rows have it, is better than the best of the merges, mean over the
+        preferences, in shares of the way from the base to the best specialist: on search rows and on held-out rows."""
+        made, merges, paths = self.run(arm, seed)
+        before = [t for t in made.study.trials if t.scores]
+        every = [*before, *(t for t in (*merges, *paths) if t.scores)]
+        worth = self.wanted(seed) @ made.normalized(to_points(every, made.study.directions)).T
+        pairs = [(every[int(row.argmax())], before[int(row[: len(before)].argmax())]) for row in worth]
+
+        def reward(trial: Trial, preference: np.ndarray) -> float:
+            scores = made.score(trial.recipe, "held_out")
+            return float(preference @ made.normalized([score.value for score in scores.values()]))
+
+        held_out = [reward(new, row) - reward(old, row) for (new, old), row in zip(pairs, self.wanted(seed), strict=True)]
+        return float((worth.max(1) - worth[:, : len(before)].max(1)).mean()), float(np.mean(held_out))
 
     def models(self, seed: int) -> dict[str, Mapping[str, float]]:
         """The specialists' and the average's held-out scores, for comparison."""
@@ -217,6 +233,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="search rows of each task; all held-out rows are used")
     parser.add_argument("--arms", nargs="*", choices=ALL, default=ALL)
     parser.add_argument("--folder", type=Folder, default=Folder("hm3_runs"))
+    parser.add_argument("--gains", action="store_true")
     parser.add_argument("--online", action="store_true")
     parser.add_argument("--prefixes", action="store_true")
     options = parser.parse_args()
@@ -233,6 +250,14 @@ def main() -> None:
         for label, scores in family.models(options.first).items():
             print(f"{label}: {json.dumps(scores)}")
         show(rows)
+    if options.gains:
+        print(
+            "\nthe best for a preference less the best merge for it, in shares of the way from the base to the best specialist"
+        )
+        print("| | on search rows | held out |\n|---|---|---|")
+        for arm in options.arms:
+            pairs = [family.gains(arm, seed) for seed in seeds]
+            print(f"| {arm} | {' | '.join(mean(each, 4, '+') for each in zip(*pairs, strict=True))} |", flush=True)
     if options.online:
         found = np.array([online(family, seed) for seed in seeds]).reshape(-1, 3)
         print(f"\nonline, {len(found)} unseen preferences: evaluations to the final reward of a search from nothing")
