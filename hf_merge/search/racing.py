@@ -29,9 +29,9 @@ from hf_merge.pareto import Floats
 from hf_merge.scores import MAXIMIZE, Score, Scores
 
 CONFIDENCE, WORTH = 0.8, 0.0025
-"""Replayed on two searches of the demo trio, by right and wrong alone, these keep 0.996 of the hypervolume for 0.50 of the example-evaluations of 60
-trials, 0.987 for 0.39 of those of 100, and 0.981 for 0.33 of those of 200. With a worth of 0.001 it is 0.998 for 0.55, 0.994
-for 0.47 and 0.990 for 0.40. A short search gains with most of its candidates."""
+"""Replayed on two searches of the demo trio, by right and wrong alone, these keep 0.996 of the hypervolume for 0.50 of the
+example-evaluations of 60 trials, 0.987 for 0.39 of those of 100, and 0.981 for 0.33 of those of 200. With a worth of 0.001 it
+is 0.998 for 0.55, 0.994 for 0.47 and 0.990 for 0.40. A short search gains with most of its candidates."""
 
 LEAST_RIVALS = 3
 """Fewer rivals with outcomes on all rows say too little of how outcomes go together."""
