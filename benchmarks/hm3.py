@@ -13,7 +13,8 @@ HM3's of the same seed. Where the intervals overlap nothing is better.
     --online    how many evaluations trained networks need for preferences that they never saw, in parts of what a search from
                 nothing for that preference takes to what it ends with
     --prefixes  HM3's paths of the first seed once more, scored with and without the hidden states of shared beginnings:
-                layer-evaluations, seconds, and whether all scores are equal
+                layer-evaluations, seconds, and whether all scores are equal; and the same where answers are not generated but
+                their likelihood is measured
 
     python benchmarks/hm3.py [--seeds 3] [--first 0] [--merges 40] [--paths 100] [--arms hm3 de …] [--rows 64] [--folder DIR]
 """
@@ -33,11 +34,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from datasets import DatasetDict
 
 from hf_merge import pareto
 from hf_merge.demo.generator_objectives import objectives
 from hf_merge.demo.generators import GENERATORS
 from hf_merge.demo.specialists import build_family
+from hf_merge.evaluation.objective import Objective
 from hf_merge.hierarchical import EPISODES, Architecture, architecture
 from hf_merge.recipes.path import path_of
 from hf_merge.search.layers.baselines import BASELINES, baseline
@@ -55,12 +58,24 @@ UNSEEN = 3
 Row = Mapping[str, Any]
 
 
+def likely(objective: Objective) -> Objective:
+    """The same rows, judged by how likely the model finds them with their answers: one pass, nothing generated."""
+    assert isinstance(objective.dataset, DatasetDict)
+    rows = objective.dataset.map(lambda row: {"text": row["text"] + row["label"]}, remove_columns="label")
+    return Objective(name=objective.name, dataset=rows, task="language-modeling")
+
+
 class Family:
     """The specialists, and the searches that go before those over paths."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, likelihood: bool = False) -> None:
         self.built, self.options = build_family(GENERATORS, progress=False), options
-        self.folder: Folder = options.folder / f"{options.merges}-{options.paths}-{options.rows}"
+        self.folder: Folder = (
+            options.folder / f"{'likelihood-' if likelihood else ''}{options.merges}-{options.paths}-{options.rows}"
+        )
+        self.objectives = objectives(self.built, rows=options.rows)
+        if likelihood:
+            self.objectives = [likely(each) for each in self.objectives]
 
     @lru_cache(maxsize=2)  # noqa: B019 (one object, as long as the program)
     def merges(self, seed: int, trials: int) -> Searched:
@@ -68,7 +83,7 @@ class Family:
         return searched(
             self.built.base,
             list(self.built.models.values()),
-            objectives(self.built, rows=self.options.rows),
+            self.objectives,
             trials=trials,
             seed=seed,
             folder=self.folder / f"{seed}-{trials}",
@@ -216,7 +231,7 @@ def show_prefixes(family: Family, seed: int) -> None:
         for name in a
     )
     print(
-        f"\n{len(paths)} paths of one PPO run: {asked} layer-evaluations (tokens × layers) asked for, {done} done: "
+        f"{len(paths)} paths of one PPO run: {asked} layer-evaluations (tokens × layers) asked for, {done} done: "
         f"{asked / done:.2f} times fewer; {slow:.1f} s without and {quick:.1f} s with: {slow / quick:.2f} times; "
         f"all scores and outcomes equal: {same}"
     )
@@ -265,7 +280,10 @@ def main() -> None:
             ratio = values / found[:, 0]
             print(f"{name:<24} median {np.median(values):g}, of the first {np.median(ratio):.2f}; {values.tolist()}")
     if options.prefixes:
+        print("\nthe answers are generated:")
         show_prefixes(family, options.first)
+        print("\ntheir likelihood is measured:")
+        show_prefixes(Family(options, likelihood=True), options.first)
 
 
 if __name__ == "__main__":
