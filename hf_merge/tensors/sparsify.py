@@ -188,7 +188,7 @@ def _near_a_guess(blocks: Blocks, counts: dict[int, int], n: int) -> dict[int, t
     start = 0
     for block in blocks() if counts else ():
         if start == 0:
-            guesses = {model: _guess(_bits(block[model]), count / n, n) for model, count in counts.items()}
+            guesses = {model: _guess(block[model], count / n, n) for model, count in counts.items()}
             windows = {model: guess for model, guess in guesses.items() if guess}
         windows = {model: window for model, window in windows.items() if window.size <= GATHERED}
         if not windows:
@@ -200,9 +200,9 @@ def _near_a_guess(blocks: Blocks, counts: dict[int, int], n: int) -> dict[int, t
     return {model: cut for model, cut in found.items() if cut is not None}
 
 
-def _guess(row: Bits, share: float, n: int) -> _Window | None:
+def _guess(row: Tensor, share: float, n: int) -> _Window | None:
     """A window around the magnitude that a `share` of the first block is not below; None if it would hold too many."""
-    sample = row[:: max(1, len(row) >> 14)]
+    sample = _bits(row[:: max(1, len(row) >> 14)])
     top, bottom = int((share - MARGIN) * len(sample)), int((share + MARGIN) * len(sample)) + 1
     ends = [len(sample) - place for place in (bottom, top) if 0 < place <= len(sample)]
     sample = np.partition(sample, ends) if ends else sample
