@@ -16,7 +16,7 @@ from hf_merge.merging.path_model import PathModel
 from hf_merge.merging.prefixes import Prefixes
 from hf_merge.recipes.path import MERGED, Path, path_of
 from hf_merge.recipes.recipe import Recipe
-from hf_merge.scores import Scores, load_scores
+from hf_merge.scores import Scores, load_scores, partial
 from hf_merge.scoring import Scorer, scores_path
 from hf_merge.search.layers.paths import PathSearch, refine, search_paths
 from hf_merge.search.layers.pool import Pool
@@ -105,9 +105,8 @@ class Architecture:
         except FAILURES as failure:
             error = f"{type(failure).__name__}: {failure}"
         seconds = time.monotonic() - started
-        stopped = any(score.rows is not None for score in scores.values())
         number = self.first + len(self.trials)
-        trial = Trial(number=number, recipe=recipe, scores=scores, error=error, seconds=seconds, stopped=stopped)
+        trial = Trial(number=number, recipe=recipe, scores=scores, error=error, seconds=seconds, stopped=partial(scores))
         self.trials += self.study.judged([trial])
         if error is not None:
             return np.full(len(self.study.directions), np.nan)

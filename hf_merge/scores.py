@@ -43,6 +43,13 @@ class Score:
 
 
 Scores = Mapping[str, Score]
+
+
+def partial(scores: Scores) -> bool:
+    """Whether some of them stand for a part of the rows."""
+    return any(score.rows is not None for score in scores.values())
+
+
 _ARRAYS = ("outcomes", "margins", "replicates", "rows")
 
 

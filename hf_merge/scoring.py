@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_merge.evaluation.measure import Evaluator
 from hf_merge.recipes.recipe import Recipe
-from hf_merge.scores import Scores, load_scores, save_scores
+from hf_merge.scores import Scores, load_scores, partial, save_scores
 from hf_merge.search.racing import Racing, race
 from hf_merge.search.trial import Split, reference_point
 
@@ -81,9 +81,5 @@ class Scorer:
         for path in (self.run / "scores" / "search").glob("*.npz"):
             if path.stem not in self._known:
                 self._known[path.stem] = load_scores(path)
-        there = {
-            digest: scores
-            for digest, scores in self._known.items()
-            if scores and all(score.rows is None for score in scores.values())
-        }
+        there = {digest: scores for digest, scores in self._known.items() if scores and not partial(scores)}
         return there if there.keys() >= set(self.parents) else {}

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hf_merge.errors import HfMergeError, RecipeError
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.recipes.yaml import from_dict, to_dict
-from hf_merge.scores import MAXIMIZE, Score, Scores
+from hf_merge.scores import MAXIMIZE, Score, Scores, partial
 from hf_merge.search.claims import Claim, Standing, claim, has_outcome, holders, queued_again, standing
 from hf_merge.search.constraints import BEST_PARENT, Bound, bounds
 from hf_merge.search.storage import Storage, backend, journal, quiet, shown
@@ -199,7 +199,7 @@ class Study:
         """Stores how a trial ended. All that says so is there before the last attribute is, so a kill at any point leaves
         either a trial to run again or one that has its outcome. None if it had been taken from this worker before that."""
         marks = {"seconds": seconds} | ({} if repeat_of is None else {"repeat_of": repeat_of})
-        if scores and any(score.rows is not None for score in scores.values()):
+        if scores and partial(scores):
             marks["stopped"] = True
         outcome = {"scores": _to_json(scores)} if scores else {"error": error}
         try:
