@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import njit
 from numba.core import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 loop: Any = njit(nogil=True, cache=True, error_model="numpy")
@@ -21,91 +21,99 @@ CHUNK = 2048
 LANES = 256
 """Partial sums side by side."""
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_INFINITE, _MAGNITUDE = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
-def _load(stored: Any, out: Any) -> None:
-    """`stored` as float32 in `out`."""
+@intrinsic
+def _bits(typing: Any, value: Any) -> Any:
+    """The bits of a float32, uint32."""
+    return types.uint32(types.float32), _reinterpreted
+
+
+@intrinsic
+def _float(typing: Any, bits: Any) -> Any:
+    """The float32 of these bits, uint32."""
+    return types.float32(types.uint32), _reinterpreted
+
+
+def _reinterpreted(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+
+def _wide(stored):  # type: ignore[no-untyped-def]
+    """A stored number as float32."""
     raise NotImplementedError
 
 
-@overload(_load)
-def _compiled_load(stored: Any, out: Any) -> Any:
-    def from_bfloat16(stored: Any, out: Any) -> None:
-        bits = out.view(np.uint32)
-        for i in range(stored.size):
-            bits[i] = np.uint32(stored[i]) << np.uint32(16)
-
-    def from_float32(stored: Any, out: Any) -> None:
-        for i in range(stored.size):
-            out[i] = stored[i]
-
-    return from_bfloat16 if stored.dtype == types.uint16 else from_float32
+@overload(_wide)
+def _compiled_wide(stored):  # type: ignore[no-untyped-def]
+    if stored == types.uint16:
+        return lambda stored: _float(np.uint32(np.uint32(stored) << np.uint32(16)))
+    return lambda stored: stored
 
 
-def _store(values: Any, out: Any) -> bool:
-    """float32 `values`, rounded to the nearest (even) of `out`; whether some are not finite then."""
+def _rounded(value, out):  # type: ignore[no-untyped-def]
+    """A float32 as the nearest (even) number of `out`."""
     raise NotImplementedError
 
 
-@overload(_store)
-def _compiled_store(values: Any, out: Any) -> Any:
-    def to_bfloat16(values: Any, out: Any) -> bool:
-        bits = values.view(np.uint32)
-        broken = np.uint32(0)
-        for i in range(out.size):
-            high = np.uint32(bits[i] >> np.uint32(16))
-            rounded = np.uint32(bits[i] + np.uint32(0x7FFF) + np.uint32(high & np.uint32(1)))
-            # Rounding would turn some NaN into zeros.
-            broken |= np.uint32((bits[i] & _INFINITE) == _INFINITE) | np.uint32((rounded & _INFINITE) == _INFINITE)
-            out[i] = np.uint16(rounded >> np.uint32(16))
-        return broken != 0
+@overload(_rounded)
+def _compiled_rounded(value, out):  # type: ignore[no-untyped-def]
+    def to_bfloat16(value, out):  # type: ignore[no-untyped-def]
+        bits = _bits(value)
+        even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 
-    def to_float32(values: Any, out: Any) -> bool:
-        bits = values.view(np.uint32)
-        broken = np.uint32(0)
-        for i in range(out.size):
-            broken |= np.uint32((bits[i] & _INFINITE) == _INFINITE)
-            out[i] = values[i]
-        return broken != 0
+    return to_bfloat16 if out.dtype == types.uint16 else lambda value, out: value
 
-    return to_bfloat16 if out.dtype == types.uint16 else to_float32
+
+def _overflows(out):  # type: ignore[no-untyped-def]
+    """The bits of the least magnitude that is not finite among the numbers of `out`; those of NaN are larger still."""
+    raise NotImplementedError
+
+
+@overload(_overflows)
+def _compiled_overflows(out):  # type: ignore[no-untyped-def]
+    least = np.uint32(0x7F7F8000 if out.dtype == types.uint16 else 0x7F800000)
+    return lambda out: least
 
 
 @loop
 def widen(stored, base, out):  # type: ignore[no-untyped-def]
     """`stored` in float32, less the float32 `base` if that is not empty; whether some are not finite then."""
-    broken = np.uint32(0)
-    for start in range(0, out.size, CHUNK):
-        stop = min(start + CHUNK, out.size)
-        row = out[start:stop]
-        _load(stored[start:stop], row)
-        if base.size:
-            anchor = base[start:stop]
-            for i in range(row.size):
-                row[i] -= anchor[i]
-        bits = row.view(np.uint32)
-        for i in range(row.size):
-            broken |= np.uint32((bits[i] & _INFINITE) == _INFINITE)
-    return broken != 0
+    largest = np.uint32(0)
+    if base.size:
+        for i in range(out.size):
+            value = _wide(stored[i]) - base[i]
+            magnitude = np.uint32(_bits(value) & _MAGNITUDE)
+            largest = magnitude if magnitude > largest else largest
+            out[i] = value
+    else:
+        for i in range(out.size):
+            value = _wide(stored[i])
+            magnitude = np.uint32(_bits(value) & _MAGNITUDE)
+            largest = magnitude if magnitude > largest else largest
+            out[i] = value
+    return largest >= _overflows(out)
 
 
 @loop
 def narrow(merged, scaling, base, out):  # type: ignore[no-untyped-def]
     """`merged` times `scaling`, plus `base` if that is not empty, in the dtype of `out`; whether some are not finite then."""
-    broken = False
-    values = np.empty(CHUNK, np.float32)
-    for start in range(0, out.size, CHUNK):
-        stop = min(start + CHUNK, out.size)
-        row, part = merged[start:stop], values[: stop - start]
-        for i in range(row.size):
-            part[i] = row[i] * scaling
-        if base.size:
-            anchor = base[start:stop]
-            for i in range(row.size):
-                part[i] += anchor[i]
-        broken |= _store(part, out[start:stop])
-    return broken
+    largest = np.uint32(0)
+    if base.size:
+        for i in range(out.size):
+            value = merged[i] * scaling + base[i]
+            magnitude = np.uint32(_bits(value) & _MAGNITUDE)
+            largest = magnitude if magnitude > largest else largest
+            out[i] = _rounded(value, out)
+    else:
+        for i in range(out.size):
+            value = merged[i] * scaling
+            magnitude = np.uint32(_bits(value) & _MAGNITUDE)
+            largest = magnitude if magnitude > largest else largest
+            out[i] = _rounded(value, out)
+    return largest >= _overflows(out)
 
 
 @loop
@@ -114,30 +122,26 @@ def mix(sources, weights, scaling, base, out):  # type: ignore[no-untyped-def]
 
     In the dtype of `out`; whether some are not finite then.
     """
-    broken = False
-    values, total, anchor = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    broken, one = False, np.float32(1)
+    whole, anchor = np.empty(CHUNK, np.float32), np.empty(CHUNK if base.size else 0, np.float32)
     for start in range(0, out.size, CHUNK):
         stop = min(start + CHUNK, out.size)
         size = stop - start
-        row, whole, origin = values[:size], total[:size], anchor[:size]
+        total, origin = whole[:size], anchor[:size]
         if base.size:
-            _load(base[start:stop], origin)
+            stored = base[start:stop]
+            for i in range(size):
+                origin[i] = _wide(stored[i])
+        total[:] = np.float32(-0.0)  # which changes nothing that is added to it, not even the sign of a zero
         for k in range(len(sources)):
-            weight = weights[k]
-            _load(sources[k][start:stop], row)
+            row, weight = sources[k][start:stop], weights[k]
             if base.size:
                 for i in range(size):
-                    row[i] -= origin[i]
-            if k == 0:
-                for i in range(size):
-                    whole[i] = row[i] * weight
+                    total[i] += (_wide(row[i]) - origin[i]) * weight
             else:
                 for i in range(size):
-                    whole[i] += row[i] * weight
-        if base.size:
-            for i in range(size):
-                whole[i] = whole[i] * scaling + origin[i]
-        broken |= _store(whole, out[start:stop])
+                    total[i] += _wide(row[i]) * weight
+        broken |= narrow(total, scaling if base.size else one, origin, out[start:stop])
     return broken
 
 
