@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, PendingRollbackError, SQLAlchemyError
@@ -30,7 +30,7 @@ OUTAGE = 1800.0
 """Seconds that a database which was there before may be away."""
 
 TRIES = 5
-"""Times that a database is asked for at first: several workers may make its tables at once."""
+"""Times that a database is asked for at first: several workers may make its tables at once, and its server may restart."""
 
 log = logging.getLogger(__name__)
 
@@ -146,11 +146,14 @@ def _reached(connect: Callable[[], RDBStorage], name: str) -> RDBStorage:
     for tries in range(1, TRIES + 1):
         try:
             return connect()
-        except DBAPIError as error:
+        except (DBAPIError, StorageInternalError) as error:
+            said = error if isinstance(error, DBAPIError) else error.__cause__
+            if not isinstance(said, DBAPIError):
+                raise
             if tries == TRIES:
-                reason = str(error.orig).strip().partition("\n")[0]
+                reason = str(said.orig).strip().partition("\n")[0]
                 raise HfMergeError(f"The storage {name} cannot be used: {reason}") from error
-            time.sleep(0.3 * tries)
+            time.sleep(0.5 * tries)
     raise AssertionError("counting ends never")
 
 

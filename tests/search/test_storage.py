@@ -109,6 +109,21 @@ def test_a_database_that_cannot_be_reached_at_all_is_an_error_without_its_passwo
     assert "secret" not in str(caught.value)
 
 
+def test_a_server_that_goes_down_while_a_database_is_opened_is_asked_again(
+    tmp_path: Path, no_time: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [gone(), gone()]
+
+    def opened(*args: object, **options: object) -> RDBStorage:
+        if errors:
+            raise errors.pop()
+        return RDBStorage(f"sqlite:///{tmp_path}/study.db")
+
+    monkeypatch.setattr(storage_module, "RDBStorage", opened)
+    assert storage_module._database("postgresql://me@127.0.0.1/x").get_all_studies() == []
+    assert len(no_time) == 2
+
+
 @pytest.mark.parametrize("url", ["postgresql://me:secret@host:port/x", "nothing://me:secret@host/x"])
 def test_what_is_no_database_is_an_error_without_its_password(url: str) -> None:
     with pytest.raises(HfMergeError) as caught:

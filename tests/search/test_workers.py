@@ -374,15 +374,19 @@ class Workers:
             time.sleep(0.02)
 
     def strike(self, process: "subprocess.Popen[str]", kind: int) -> str:
-        """Sends a signal in the middle of an evaluation, and returns the recipe."""
+        """Sends a signal in the middle of an evaluation, and returns the recipe. The process is stopped meanwhile: else the
+        evaluation could end in between."""
         while True:
             self.check()
+            process.send_signal(signal.SIGSTOP)
             began, ended = (dict(self.log(what)).get(process.pid) for what in ("began", "ended"))
             if began is not None and began != ended:
                 process.send_signal(kind)
+                process.send_signal(signal.SIGCONT)
                 process.communicate()
                 self.processes.remove(process)
                 return began
+            process.send_signal(signal.SIGCONT)
             time.sleep(0.01)
 
     def check(self) -> None:
