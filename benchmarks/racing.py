@@ -7,17 +7,17 @@ their average and the base are always measured whole. Each recipe's outcomes on 
 So it is known as well what a stopped candidate would have gained.
 
 Reported are the hypervolume of the front on search rows and on held-out rows, the share of example-evaluations, how many
-candidates were stopped and how many of those would have gained more than `worth`; the errors of the estimates that a sampler
-is told against those of the plain mean of the same rows; and, for each share of the rows, the errors of an item bank of the
-first half of each full search, of the regressions that racing uses (of right and wrong, of margins) and of the plain mean on
-the second half.
+candidates were stopped and what each would have gained then, summed, as a share of the front's hypervolume; the errors of the
+estimates that a sampler is told against those of the plain mean of the same rows; and, for each share of the rows, the errors
+of an item bank of the first half of each full search, of the regressions that racing uses (of right and wrong, of margins) and
+of the plain mean on the second half.
 
-    python benchmarks/racing.py [--seeds 5] [--first 0] [--trials 60] [--confidence 0.8] [--worth 0.0025] [--folder DIR]
+    python benchmarks/racing.py [--seeds 5] [--first 0] [--trials 60] [--worth 1] [--folder DIR]
 """
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from hf_merge.demo.classifiers import CLASSIFIERS
 from hf_merge.demo.specialists import build_family
 from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.rounds import SHARES, race_order
+from hf_merge.evaluation.rounds import SHARES, race_order, shares
 from hf_merge.merging.architecture import known_config
 from hf_merge.merging.live import LiveModel, load_tokenizer
 from hf_merge.model_ref import ModelRef
@@ -39,7 +39,7 @@ from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.scores import Score, Scores, load_scores, save_scores
 from hf_merge.search.item_bank import ItemBank
 from hf_merge.search.loop import search
-from hf_merge.search.racing import CONFIDENCE, WORTH, Racing, predicted_mean, predicted_share, race
+from hf_merge.search.racing import WORTH, Racing, predicted_mean, predicted_share, race
 from hf_merge.search.space import Space
 from hf_merge.search.trial import Split
 
@@ -85,14 +85,14 @@ class Trio:
             save_scores(path, found)
         return found
 
-    def rounds(self, recipe: Recipe, seed: int) -> Iterator[Scores]:
+    def rounds(self, recipe: Recipe, seed: int, priorities: Mapping[str, Floats]) -> Iterator[Scores]:
         """What `Evaluator.rounds` gives, played on the outcomes."""
         whole = self.scores(recipe)
         orders = {}
         for name, splits in self.data.items():
             _, classes = np.unique(splits["search"]["label"], return_inverse=True)
-            orders[name] = race_order(classes, seed)
-        for share in SHARES:
+            orders[name] = race_order(classes, seed, priorities.get(name))
+        for share in shares(min(score.examples for score in whole.values())):
             yield {name: part(score, orders[name][: round(share * score.examples)]) for name, score in whole.items()}
         yield whole
 
@@ -113,11 +113,12 @@ class Raced:
         self.whole: list[Scores] = []
         self.recipes: list[Recipe] = []
         self.stopped: list[tuple[Scores, Scores]] = []
-        self.missed = self.examples = 0
+        self.missed, self.examples = 0.0, 0
 
     def __call__(self, recipe: Recipe) -> Scores:
         rivals = [] if recipe.digest in self.always else self.whole
-        scores, stopped = race(self.trio.rounds(recipe, self.seed), self.racing, rivals)
+        rounds = self.trio.rounds(recipe, self.seed, self.racing.priorities(rivals))
+        scores, stopped = race(rounds, self.racing, rivals, tried=len(self.whole) + len(self.stopped))
         self.examples += examples(scores)
         if not stopped:
             self.whole.append(scores)
@@ -126,7 +127,7 @@ class Raced:
         truth = self.trio.scores(recipe)
         self.stopped.append((scores, truth))
         before, after = (pareto.hypervolume(points(whole), self.reference) for whole in (rivals, [*rivals, truth]))
-        self.missed += after > before * (1 + self.racing.worth)
+        self.missed += after / before - 1
         return scores
 
 
@@ -159,7 +160,7 @@ def compare(
     measured = [trio.scores(trial.recipe) for trial in full.trials]
     first = {recipe.digest for recipe in (*space.seeds().values(), *base.values())}
     corner = np.array([full.reference[name] for name in directions])
-    racing = Racing(directions, full.reference, confidence=options.confidence, worth=options.worth)
+    racing = Racing(directions, full.reference, worth=options.worth)
     replayed, raced = (Raced(trio, racing, corner, first, seed) for _ in range(2))
     for trial in full.trials:
         replayed(trial.recipe)
@@ -207,7 +208,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--confidence", type=float, default=CONFIDENCE)
     parser.add_argument("--worth", type=float, default=WORTH)
     parser.add_argument("--folder", type=Path, default=Path("racing_outcomes"))
     options = parser.parse_args()

@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     # models, numbers of each model, numbers of the merge
     "linear": (3, {"weight": 0.33}, {}),
     "slerp": (2, {}, {"t": 0.4}),
+    "nuslerp": (2, {"weight": 0.5}, {}),
     "task_arithmetic": (3, {"weight": 0.33}, {}),
     "model_stock": (3, {}, {}),
     "dare_linear": (3, {"weight": 0.33, "density": 0.5}, {}),
@@ -43,7 +44,7 @@ METHODS: dict[str, tuple[int, dict[str, float], dict[str, float]]] = {
     "della": (3, {"weight": 0.33, "density": 0.5}, {}),
     "karcher": (3, {}, {}),
 }
-WEIGHTS = ("linear", "karcher")
+WEIGHTS = ("linear", "nuslerp", "karcher")
 CHUNK = 1 << 20
 
 

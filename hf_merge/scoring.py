@@ -69,7 +69,9 @@ class Scorer:
         if split == "search" and self.racing and recipe.digest not in self.whole and (rivals := self._rivals()):
             reference = reference_point([rivals[digest] for digest in self.parents], self.evaluator.directions)
             racing = Racing(self.evaluator.directions, reference)
-            scores, _ = race(self.evaluator.rounds(model, facts=facts), racing, list(rivals.values()))
+            others = list(rivals.values())
+            rounds = self.evaluator.rounds(model, priorities=racing.priorities(others), facts=facts)
+            scores, _ = race(rounds, racing, others, tried=len(self._known))
         else:
             replicates = REPLICATES if split == "held_out" else 0
             scores = self.evaluator.measure(model, split, replicates=replicates, facts=facts)

@@ -30,7 +30,7 @@ from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe, RecipeModel
 from hf_merge.scoring import Live, Scorer
 from hf_merge.search.loop import checked, search
-from hf_merge.search.racing import CONFIDENCE, WORTH
+from hf_merge.search.racing import WORTH
 from hf_merge.search.samplers.names import BaseSampler
 from hf_merge.search.space import Space
 from hf_merge.search.storage import Storage
@@ -157,7 +157,7 @@ def searched(
         seed=seed,
         storage=storage if storage is not None else run / "study.log",
         study_name=study_name,
-        fingerprint={"data": evaluator.fingerprint, "seed": seed} | ({"racing": [CONFIDENCE, WORTH]} if racing else {}),
+        fingerprint={"data": evaluator.fingerprint, "seed": seed} | ({"racing": WORTH} if racing else {}),
         seeds=base_of(space),
         constraints=constraints,
         shared=shared,

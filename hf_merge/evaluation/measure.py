@@ -20,11 +20,12 @@ from hf_merge.evaluation.metrics.summed import Values
 from hf_merge.evaluation.named_test import searches_test_data, warn_of_test_data
 from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.reader import Part, Reader, label_names
-from hf_merge.evaluation.rounds import SHARES, PartialRun
+from hf_merge.evaluation.rounds import PartialRun, shares
 from hf_merge.evaluation.rows import SEARCH, SPLITS, load_rows
 from hf_merge.evaluation.runners.probes import PROBES
 from hf_merge.evaluation.runners.table import RUNNERS
 from hf_merge.evaluation.tasks import LM_EVAL, NONE, TASKS
+from hf_merge.pareto import Floats
 from hf_merge.scores import Score
 
 
@@ -135,17 +136,17 @@ class Evaluator:
         model: PreTrainedModel,
         split: str = SEARCH,
         *,
-        shares: Sequence[float] = SHARES,
+        priorities: Mapping[str, Floats] = MappingProxyType({}),
         facts: Mapping[str, float] = MappingProxyType({}),
     ) -> Iterator[dict[str, Score]]:
-        """The model's scores on growing parts of the rows, each holding the one before it; the last is on all of them.
+        """The model's scores on growing parts of the rows (`shares`), each holding the one before it; the last is on all.
 
-        The parts are the same for every model: their rows follow `race_order` with the evaluator's seed. A round runs only the
-        rows that are new to it, so all rounds together cost what `measure` does, but for batches that are filled less evenly.
+        The parts follow `race_order` with the evaluator's seed, for every model. A round runs only the rows that are new to it,
+        so all rounds together cost what `measure` does, but for batches that are filled less evenly.
 
         Args:
             model, split, facts: as in `measure`. The model must not change until the last round.
-            shares: of the rows, rising, in the rounds before the last.
+            priorities: by objective, how early to take each row `(n,)`, the highest first; see `race_order`.
 
         Yields:
             Scores whose `rows` say which rows their outcomes belong to. An objective whose metric is undefined on so few rows
@@ -157,9 +158,13 @@ class Evaluator:
             EvaluationError: as in `measure`.
         """
         self._take(model, split)
-        runs = {p.objective.name: PartialRun(p.parts[split], p.metric, self._seed) for p in self._prepared if p.metric}
+        runs = {
+            p.objective.name: PartialRun(p.parts[split], p.metric, self._seed, priorities.get(p.objective.name))
+            for p in self._prepared
+            if p.metric
+        }
         fixed = {p.objective.name: self._score(p, model, split, 0, facts) for p in self._prepared if not p.metric}
-        for share in (*shares, 1.0):
+        for share in (*shares(min((len(run) for run in runs.values()), default=0)), 1.0):
             scores = fixed | {name: _partial(name, run, model, share) for name, run in runs.items()}
             yield {name: score for name in self.directions if (score := scores[name]) is not None}
 

@@ -7,11 +7,15 @@ more than that it does. On the demo trio (some 800 rows a task, one search) a si
 of 0.044 by their plain mean, 0.030 by right and wrong, and 0.012 by margins, for which right and wrong need a quarter of the
 rows and the mean more than half. `benchmarks/racing.py` measures it.
 
-The prediction is a distribution, and a candidate stops when too little of it lies where hypervolume is gained. A point that
-only just escapes dominance gains next to nothing: on the trio half of all candidates do so by a margin that other rows would
-not show again. So "nothing" is a share of the front's hypervolume (`worth`).
+The prediction is a distribution, and so is the hypervolume that the candidate would gain. It stops when what it gains on
+average is too little for the rows that are left: for the same rows a new candidate could be tried, and what that gains can be
+told from the front. Had a point of it come last, it would have gained what it alone dominates; the last of n candidates, any
+of which it could be, gains an n-th of the sum of these on average. So a young search drops what an old one follows.
 
-Looking several times does not need a correction, as it would for a significance test: each look asks for the probability given
+Rows about which rivals disagree are measured first, after a share of all: what the others will say is known nearly as well
+without measuring them.
+
+Looking several times does not need a correction, as it would for a significance test: each look asks for the mean given
 all that has been seen, and that means the same however often one looks. It holds if the predictions are calibrated, which
 is measured, not proven: their errors have a standard deviation of 0.8 to 1.1 predicted ones on the trio.
 """
@@ -28,10 +32,8 @@ from hf_merge import pareto
 from hf_merge.pareto import Floats
 from hf_merge.scores import MAXIMIZE, Score, Scores
 
-CONFIDENCE, WORTH = 0.8, 0.0025
-"""Replayed on two searches of the demo trio, by right and wrong alone, these keep 0.996 of the hypervolume for 0.50 of the
-example-evaluations of 60 trials, 0.987 for 0.39 of those of 100, and 0.981 for 0.33 of those of 200. With a worth of 0.001 it
-is 0.998 for 0.55, 0.994 for 0.47 and 0.990 for 0.40. A short search gains with most of its candidates."""
+WORTH = 1.0
+"""A candidate goes on as long as an average new one would gain no more for the same rows."""
 
 LEAST_RIVALS = 3
 """Fewer rivals with outcomes on all rows say too little of how outcomes go together."""
@@ -52,9 +54,8 @@ class Racing:
     Args:
         directions: "maximize" or "minimize" by objective.
         reference: the hypervolume's reference point in the objectives' own units.
-        confidence: a candidate stops if it gains less than `worth` at least with this probability.
-        worth: the gain that is worth a whole measurement, as a share of the hypervolume of the rivals' front. 0 stops only
-            what is dominated.
+        worth: a candidate goes on while it promises so many times what an average new one gains for the same rows. 0 stops
+            only what cannot gain anything.
 
     A metric need not be the mean of its rows' outcomes (F1, perplexity, chrF): the rivals show how values follow mean outcomes,
     by a straight line whose scatter counts as doubt. Where they do not follow, the doubt is large and nothing stops.
@@ -65,22 +66,29 @@ class Racing:
         directions: Mapping[str, str],
         reference: Mapping[str, float],
         *,
-        confidence: float = CONFIDENCE,
         worth: float = WORTH,
     ) -> None:
-        if not 0.5 <= confidence < 1 or not worth >= 0:
-            raise ValueError(f"Expected 0.5 <= confidence < 1 and worth >= 0, got {confidence} and {worth}.")
-        self.confidence, self.worth = confidence, worth
+        if not worth >= 0:
+            raise ValueError(f"Expected worth >= 0, got {worth}.")
+        self.worth = worth
         self._signs = {name: 1.0 if direction == MAXIMIZE else -1.0 for name, direction in directions.items()}
         self._reference = np.array([sign * reference[name] for name, sign in self._signs.items()])
         self._normal = np.vectorize(NormalDist().inv_cdf)(_spread(_DRAWS, len(self._signs)))
         self._places = _spread(_POINTS, len(self._signs))
 
-    def stops(self, candidate: Scores, rivals: Sequence[Scores]) -> bool:
+    def priorities(self, rivals: Sequence[Scores]) -> dict[str, Floats]:
+        """How much the rivals disagree about each row `(n,)`, by objective: the variance of right and wrong. Only for those
+        that are predicted by margins, which do not need rows drawn at random."""
+        known = {name: _whole(name, rivals) for name in self._signs}
+        margins = {name: _margins(scores) for name, scores in known.items() if len(scores) >= LEAST_RIVALS}
+        return {name: (leads > 0).var(0) for name, leads in margins.items() if leads is not None}
+
+    def stops(self, candidate: Scores, rivals: Sequence[Scores], tried: int = 0) -> bool:
         """Whether a candidate with these partial scores (`Score.rows`) need not be measured further.
 
-        `rivals` are what has been measured on all rows, dominated ones too: they need not be on the front to predict. Never
-        stops while an objective is missing or cannot be predicted, or if no rival is above the reference point.
+        `rivals` are what has been measured on all rows, dominated ones too: they need not be on the front to predict. `tried`
+        counts what stopped as well. Never stops while an objective is missing or cannot be predicted, or if no rival is above
+        the reference point.
         """
         if not rivals or all(name in candidate and candidate[name].rows is None for name in self._signs):
             return False
@@ -93,8 +101,9 @@ class Racing:
         front = points[pareto.non_dominated(points) & (points > self._reference).all(1)]
         if not len(front):
             return False
-        whole, gains = self._volumes(signs * mean + deviation * self._normal, front)
-        return bool((gains > self.worth * whole).mean() <= 1 - self.confidence)
+        gain, alone = self._volumes(signs * mean + deviation * self._normal, front)
+        left = 1 - sum(candidate[name].examples for name in self._signs) / sum(rivals[0][name].examples for name in self._signs)
+        return gain <= self.worth * left * alone / max(tried, len(rivals))
 
     def estimate(self, candidate: Scores, rivals: Sequence[Scores]) -> dict[str, Score]:
         """A stopped candidate's scores with the values that it would have on all rows, as far as its rivals tell.
@@ -114,26 +123,36 @@ class Racing:
             return None
         if score.rows is None:
             return score.value, 0.0
-        known = [rival[name] for rival in rivals if rival[name].rows is None and rival[name].outcomes is not None]
+        known = _whole(name, rivals)
         if score.outcomes is None or len(known) < LEAST_RIVALS:
             return None
         outcomes = np.array([rival.outcomes for rival in known], dtype=np.float64)
-        if score.margins is not None and all(rival.margins is not None for rival in known):
-            margins = np.array([rival.margins for rival in known], dtype=np.float64)
+        if score.margins is not None and (margins := _margins(known)) is not None:
             seen = score.outcomes.astype(np.float64), score.margins.astype(np.float64)
             mean, variance = predicted_share(*seen, score.rows, margins)
         else:
             mean, variance = predicted_mean(score.outcomes.astype(np.float64), score.rows, outcomes)
         return _valued(mean, variance, outcomes.mean(1), np.array([rival.value for rival in known]))
 
-    def _volumes(self, draws: Floats, front: Floats) -> tuple[float, Floats]:
-        """The front's hypervolume and what each draw `(B, m)` adds to it, by counting points of a box that holds them all."""
+    def _volumes(self, draws: Floats, front: Floats) -> tuple[float, float]:
+        """What draws `(B, m)` of a candidate add to the front's hypervolume on average, and the sum of what its points dominate
+        alone, by counting points of a box that holds them all."""
         top = np.maximum(draws.max(0), front.max(0))
         places = self._reference + self._places * (top - self._reference)
-        covered = _reach(front, places).any(0)
-        free = places[~covered]
-        gains = _reach(draws, free).sum(1)
-        return float(covered.sum()), gains.astype(np.float64)
+        times = _reach(front, places).sum(0)
+        return float(_reach(draws, places[times == 0]).sum(1).mean()), float((times == 1).sum())
+
+
+def _whole(name: str, rivals: Sequence[Scores]) -> list[Score]:
+    """An objective's scores that hold outcomes of all rows."""
+    return [rival[name] for rival in rivals if rival[name].rows is None and rival[name].outcomes is not None]
+
+
+def _margins(scores: Sequence[Score]) -> Floats | None:
+    """All margins `(m, n)`, if every score has them."""
+    if any(score.margins is None for score in scores):
+        return None
+    return np.array([score.margins for score in scores], dtype=np.float64)
 
 
 def _reach(points: Floats, places: Floats) -> NDArray[np.bool_]:
@@ -145,14 +164,14 @@ def _reach(points: Floats, places: Floats) -> NDArray[np.bool_]:
     return found
 
 
-def race(rounds: Iterable[Scores], racing: Racing, rivals: Sequence[Scores]) -> tuple[Scores, bool]:
+def race(rounds: Iterable[Scores], racing: Racing, rivals: Sequence[Scores], tried: int = 0) -> tuple[Scores, bool]:
     """Measures round after round until the last one, or until the candidate stops: its scores, and whether it stopped.
 
     The scores of one that stopped are estimates. `rounds` is left where it is, so nothing more is computed.
     """
     scores: Scores = {}
     for scores in rounds:
-        if racing.stops(scores, rivals):
+        if racing.stops(scores, rivals, tried):
             return racing.estimate(scores, rivals), True
     return scores, False
 
