@@ -31,7 +31,7 @@ from hf_merge.demo.classifiers import CLASSIFIERS
 from hf_merge.demo.specialists import build_family
 from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.rounds import SHARES, race_order, shares
+from hf_merge.evaluation.rounds import SHARES, race_order
 from hf_merge.merging.architecture import known_config
 from hf_merge.merging.live import LiveModel, load_tokenizer
 from hf_merge.model_ref import ModelRef
@@ -92,7 +92,7 @@ class Trio:
         for name, splits in self.data.items():
             _, classes = np.unique(splits["search"]["label"], return_inverse=True)
             orders[name] = race_order(classes, seed, priorities.get(name))
-        for share in shares(min(score.examples for score in whole.values())):
+        for share in SHARES:
             yield {name: part(score, orders[name][: round(share * score.examples)]) for name, score in whole.items()}
         yield whole
 

@@ -20,7 +20,7 @@ from hf_merge.evaluation.metrics.summed import Values
 from hf_merge.evaluation.named_test import searches_test_data, warn_of_test_data
 from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.reader import Part, Reader, label_names
-from hf_merge.evaluation.rounds import PartialRun, shares
+from hf_merge.evaluation.rounds import SHARES, PartialRun
 from hf_merge.evaluation.rows import SEARCH, SPLITS, load_rows
 from hf_merge.evaluation.runners.probes import PROBES
 from hf_merge.evaluation.runners.table import RUNNERS
@@ -139,7 +139,7 @@ class Evaluator:
         priorities: Mapping[str, Floats] = MappingProxyType({}),
         facts: Mapping[str, float] = MappingProxyType({}),
     ) -> Iterator[dict[str, Score]]:
-        """The model's scores on growing parts of the rows (`shares`), each holding the one before it; the last is on all.
+        """The model's scores on growing parts of the rows (`SHARES`), each holding the one before it; the last is on all.
 
         The parts follow `race_order` with the evaluator's seed, for every model. A round runs only the rows that are new to it,
         so all rounds together cost what `measure` does, but for batches that are filled less evenly.
@@ -164,7 +164,7 @@ class Evaluator:
             if p.metric
         }
         fixed = {p.objective.name: self._score(p, model, split, 0, facts) for p in self._prepared if not p.metric}
-        for share in (*shares(min((len(run) for run in runs.values()), default=0)), 1.0):
+        for share in (*SHARES, 1.0):
             scores = fixed | {name: _partial(name, run, model, share) for name, run in runs.items()}
             yield {name: score for name in self.directions if (score := scores[name]) is not None}
 

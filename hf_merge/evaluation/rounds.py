@@ -23,15 +23,6 @@ from hf_merge.scores import Score
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """How much of the rows the rounds before the last one have seen. Each has about as many new rows as all before it."""
 
-LEAST_ROWS = 24
-"""Fewer rows say too little for a sampler to learn from: on the demo trio a dozen leaves an error in accuracy of 0.033 with 20
-known rivals and 0.051 with 5, two dozen 0.019 and 0.034."""
-
-
-def shares(rows: int) -> tuple[float, ...]:
-    """Of `SHARES` those with at least `LEAST_ROWS` of so many rows, or else the last one."""
-    return tuple(share for share in SHARES if share * rows >= LEAST_ROWS) or SHARES[-1:]
-
 
 def race_order(references: Values, seed: int, priority: Floats | None = None) -> Integers:
     """The rows' numbers `(n,)` as a race takes them: by a hash of (seed, row), every class evenly spread.
@@ -70,10 +61,6 @@ class PartialRun:
         self.part, self._metric, self._order = part, metric, race_order(part.references, seed, priority)
         self._found: list[Values] = []
         self._done, self._seconds = 0, 0.0
-
-    def __len__(self) -> int:
-        """All rows of the part."""
-        return len(self._order)
 
     def upto(self, model: PreTrainedModel, share: float) -> Score | None:
         """The score on this share of the rows, at least one; None if the metric is undefined on so few.
