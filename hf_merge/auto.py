@@ -71,7 +71,7 @@ def auto_merge(
         seed: of the sampler, of random merge methods and of the bootstrap.
         methods, ranges, layer_groups, module_groups, dtype: what is searched; see `Space`.
         sampler: a name (`nsga2`, `nsga3`, `map`, `mmmo`, `gp`, `tpe`, `cmaes`, `qmc`, `random`) or any Optuna sampler.
-        racing: measure a candidate only until it is clear that it adds nothing to the front; see `hf_merge.search.racing`.
+        racing: measure a candidate only while it promises more than a new one for as many rows; see `hf_merge.search.racing`.
         constraints: how far an objective may fall, such as `{"spam": ">= base - 0.01"}`; see `search`.
         strategy: "parameters" searches merges of whole models; "hierarchical" goes on from the best of them to paths through
             the layers of all models and of that merge (HM3, arXiv:2409.18893). Models of different depths have no merge, and

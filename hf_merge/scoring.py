@@ -42,8 +42,8 @@ class Scorer:
     """Scores recipes, and keeps what it finds in the `run`'s folder.
 
     `base` is the recipe whose distance is a model's `delta_norm`, if an objective asks for that. With `racing` a recipe of the
-    search is measured only until it is clear that it adds nothing to the front of the others in the folder; those `whole` (by
-    digest; the `parents` are among them) are always measured to the end.
+    search is measured only while it may add enough to the front of the others in the folder; those `whole` (by digest; the
+    `parents` are among them) are always measured to the end.
     """
 
     evaluator: Evaluator

@@ -1,4 +1,4 @@
-"""Racing: a candidate is measured on growing parts of the rows and stops once it is clear that it adds nothing to the front.
+"""Racing: a candidate is measured on growing parts of the rows, and stops once it promises less than a new one would.
 
 What a candidate will score on all rows is predicted by a paired comparison with everything that was measured on all of them:
 its outcomes on the rows so far are regressed on the rivals' outcomes on the same rows, and the rivals' outcomes on the other
