@@ -211,16 +211,17 @@ def online(family: Family, seed: int) -> list[tuple[float, float, float]]:
     return found
 
 
-def show_prefixes(family: Family, seed: int) -> None:
-    """The same paths with and without shared beginnings, each without anything kept from before."""
+def show_prefixes(options: argparse.Namespace, likelihood: bool = False) -> None:
+    """The same paths with and without shared beginnings, each without anything kept from before (nor answers to guess by)."""
+    seed, family = options.first, Family(options, likelihood)
     made = family.architecture(seed)
-    made.train(family.wanted(seed), family.options.paths, progress=False)
+    made.train(family.wanted(seed), options.paths, progress=False)
     paths, results = [path_of(t.recipe.layers) for t in made.trials if t.recipe.layers is not None], []
     for share in (True, False):
-        model = family.architecture(seed, share).score.model
-        start, scores = time.perf_counter(), []
+        fresh = Family(options, likelihood).architecture(seed, share).score
+        model, start, scores = fresh.model, time.perf_counter(), []
         for path in paths:
-            scores.append(made.score.merges.evaluator.measure(model.take(path)))
+            scores.append(fresh.merges.evaluator.measure(model.take(path)))
         results.append((scores, time.perf_counter() - start, model.prefixes))
     (shared, quick, prefixes), (plain, slow, _) = results
     assert prefixes is not None
@@ -281,9 +282,9 @@ def main() -> None:
             print(f"{name:<24} median {np.median(values):g}, of the first {np.median(ratio):.2f}; {values.tolist()}")
     if options.prefixes:
         print("\nthe answers are generated:")
-        show_prefixes(family, options.first)
+        show_prefixes(options)
         print("\ntheir likelihood is measured:")
-        show_prefixes(Family(options, likelihood=True), options.first)
+        show_prefixes(options, likelihood=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ Per seed:
     random      uniform points, merged in place, measured on all search rows
     <sampler>   `auto_merge`'s search with that sampler; with "+racing" a candidate stops when it adds nothing to the front
 
+Where answers are generated, ours checks those of earlier candidates first (`Objective.speculative`), and Mergenetic generates
+each token, as it does.
+
 All but Mergenetic's start with the parents, their average and the base, as every search of ours does, and pay for them. The
 peer is spared what it does besides: it reads and tokenizes all rows anew for each candidate, and it reports the last
 population only, where here the front of all that it evaluated counts.
@@ -177,16 +180,17 @@ class Trio:
                 print(json.dumps([digest, known[digest]]), file=lines, flush=True)
         return known
 
-    def search(self, folder: Path, **settings: Any) -> Searched:
-        """A search of ours."""
+    def search(self, folder: Path, speculative: bool = True, **settings: Any) -> Searched:
+        """A search of ours; `speculative` as in `Objective`."""
         models = list(self.family.models.values())
+        objectives = [replace(each, speculative=speculative) for each in self.objectives]
         usual: dict[str, Any] = {"methods": self.options.methods, "folder": folder, "device": "cpu", "progress": False}
-        return searched(self.family.base, models, self.objectives, **usual | settings)
+        return searched(self.family.base, models, objectives, **usual | settings)
 
     @cached_property
     def opened(self) -> Searched:
-        """The parents, their average and the base; and what it takes to measure any other recipe."""
-        return self.search(self.folder / "first", trials=FIRST)
+        """The parents, their average and the base; and what it takes to measure any other recipe, with nothing kept."""
+        return self.search(self.folder / "first", speculative=False, trials=FIRST)
 
     @cached_property
     def mergekit(self) -> "Mergekit":
@@ -446,7 +450,7 @@ def anatomy(trio: Trio) -> None:
         trials = trio.options.trials
         clocked = Clocked(sampler(arm, seed=0, trials=trials, existing=0))
         with tempfile.TemporaryDirectory() as folder:
-            found = trio.search(Path(folder), trials=trials, sampler=clocked)
+            found = trio.search(Path(folder), speculative=False, trials=trials, sampler=clocked)
             clocked.look()
             tried = found.study.trials[FIRST:]
         looks = [now()]

@@ -63,6 +63,8 @@ class Objective:
         prompt: for generation and multiple-choice, a template such as "Question: {question} Answer:" over the columns; None is
             the input alone.
         max_new_tokens: of a generated continuation.
+        speculative: whether greedy answers of causal models are guessed from those of the models measured before, and checked
+            in one pass: the same answers, but for rounding, in less time. False generates each token by token.
         max_length: tokens of a row, longer rows are cut (generation keeps a prompt's end). None: what model and tokenizer
             can take, at most 2048.
         batch_size: the most rows that run at once; fewer if rows are long or memory is short. Scores do not depend on it.
@@ -93,6 +95,7 @@ class Objective:
     pooling: str | None = None
     prompt: str | None = None
     max_new_tokens: int = 64
+    speculative: bool = True
     max_length: int | None = None
     batch_size: int = 256
     limit: int | None = None
@@ -161,6 +164,8 @@ class Objective:
                 yield f"`labels` holds at least two names, each once, got {self.labels!r}."
         if self.corpus is not None and not isinstance(self.corpus, Dataset | DatasetDict | str | Path):
             yield f"`corpus` is a Dataset, a DatasetDict, a Hub id or a path, got {type(self.corpus).__name__}."
+        if not isinstance(self.speculative, bool):
+            yield f"`speculative` is True or False, got {self.speculative!r}."
         if self.pooling not in (None, *_POOLING):
             yield unknown("pooling", self.pooling, _POOLING)
 

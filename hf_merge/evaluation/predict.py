@@ -172,24 +172,30 @@ class BatchRunner(Runner):
         """Findings for `rows`, in inference mode."""
 
     def _shrink(self, model: PreTrainedModel, rows: Integers) -> bool:
-        large = any(len(places) > 1 for places in self._groups(model, rows))
+        large = any(len(places) > 1 for places in self._groups(model, self.items.lengths[rows], self._logits))
         self._share /= 2
         return large
 
-    def _groups(self, model: PreTrainedModel, rows: Integers) -> list[Places]:
-        tokens = min(_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _LOGITS // self._logits)
+    def _groups(self, model: PreTrainedModel, lengths: Integers, logits: int) -> list[Places]:
+        tokens = min(_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _LOGITS // logits)
         return cut(
-            self.items.lengths[rows],
+            lengths,
             rows=max(1, int(self._rows * self._share)),
             tokens=int(tokens * self._share),
             exact=self.pad_id is None,
         )
 
-    def _each(self, model: PreTrainedModel, rows: Integers) -> Iterator[tuple[Places, dict[str, Tensor]]]:
-        """The batches of these rows: their places and the model's keyword arguments, on its device and in its precision."""
-        groups = self._groups(model, rows)
+    def _each(
+        self, model: PreTrainedModel, rows: Integers, items: Items | None = None, logits: int | None = None
+    ) -> Iterator[tuple[Places, dict[str, Tensor]]]:
+        """The batches of these rows: their places and the model's keyword arguments, on its device and in its precision.
+
+        Of the runner's items and logits, unless others are given.
+        """
+        items = self.items if items is None else items
+        groups = self._groups(model, items.lengths[rows], self._logits if logits is None else logits)
         for places in tqdm(groups, disable=not self.progress, delay=5, leave=False, unit="batch"):
-            tensors = self.items.batch(rows[places], pad_id=self.pad_id or 0, left=self.left)
+            tensors = items.batch(rows[places], pad_id=self.pad_id or 0, left=self.left)
             yield places, {name: _on(model, tensor) for name, tensor in tensors.items()}
 
 

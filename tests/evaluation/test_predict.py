@@ -36,9 +36,9 @@ def count(model, what=negative_log_likelihood, batch_size=8, tokens=TOKENS):
 
 @pytest.fixture
 def generate(tokenizer):
-    def run(model, tokens=TOKENS, batch_size=8, max_new_tokens=6, left=True):
+    def run(model, tokens=TOKENS, batch_size=8, left=True):
         runner = TextGeneration(
-            tokens, tokenizer=tokenizer, max_new_tokens=max_new_tokens, pad_id=0, batch_size=batch_size, left=left
+            tokens, tokenizer=tokenizer, max_new_tokens=6, vocabulary=64, pad_id=0, batch_size=batch_size, left=left
         )
         return runner(model)
 

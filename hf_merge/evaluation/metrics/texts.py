@@ -4,6 +4,7 @@ import re
 import string
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -60,8 +61,8 @@ class ChrF(SummedMetric):
     about = "chrF of sacrebleu; char_order, word_order, beta, lowercase."
 
     def statistics(self, predictions: Values, references: Values, **arguments: Any) -> Floats:
-        counts = _sacrebleu_chrf(arguments)._extract_corpus_statistics(list(predictions), [list(references)])
-        return np.asarray(counts, dtype=np.float64)
+        settings = tuple(sorted(arguments.items()))
+        return np.array([_chrf_counts(*pair, settings) for pair in zip(predictions, references, strict=True)], dtype=np.float64)
 
     def value(self, sums: Floats, **arguments: Any) -> Floats:
         score = _sacrebleu_chrf(arguments)._compute_f_score
@@ -83,11 +84,10 @@ class Rouge(Mean):
         kind = arguments.get("kind", "rougeL")
         if not re.fullmatch(r"rouge(L|Lsum|[1-9])", kind):
             raise EvaluationError(unknown("kind of rouge", kind, ("rouge1", "rouge2", "rougeL", "rougeLsum")))
-        scorer = _ROUGE.RougeScorer([kind], use_stemmer=arguments.get("use_stemmer", False))
-        return super().statistics(predictions, references, kind=kind, scorer=scorer)
+        return super().statistics(predictions, references, kind=kind, use_stemmer=arguments.get("use_stemmer", False))
 
     def row(self, given: str, wanted: str, **arguments: Any) -> float:
-        return float(arguments["scorer"].score(wanted, given)[arguments["kind"]].fmeasure)
+        return _rouge(given, wanted, arguments["kind"], arguments["use_stemmer"])
 
 
 def plain(value: Any, ignore_case: bool = False, ignore_punctuation: bool = False) -> Any:
@@ -108,6 +108,17 @@ def last_number(text: str) -> Decimal | None:
     number = Decimal(found[0].replace(",", ""))
     binary_minus = found[0].startswith("-") and found.start() > 0 and text[found.start() - 1].isalnum()
     return -number if binary_minus else number
+
+
+# Most candidates of a search write what others wrote before them.
+@lru_cache(maxsize=2**16)
+def _chrf_counts(given: str, wanted: str, settings: tuple[tuple[str, Any], ...]) -> tuple[float, ...]:
+    return tuple(_sacrebleu_chrf(dict(settings))._extract_corpus_statistics([given], [[wanted]])[0])
+
+
+@lru_cache(maxsize=2**16)
+def _rouge(given: str, wanted: str, kind: str, use_stemmer: bool) -> float:
+    return float(_ROUGE.RougeScorer([kind], use_stemmer=use_stemmer).score(wanted, given)[kind].fmeasure)
 
 
 def _sacrebleu_chrf(arguments: Mapping[str, Any]) -> Any:

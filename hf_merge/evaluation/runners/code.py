@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_merge.errors import EvaluationError, unknown
@@ -17,6 +16,7 @@ from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.predict import Integers
 from hf_merge.evaluation.reader import Part, Reader
 from hf_merge.evaluation.rows import Rows
+from hf_merge.evaluation.runners.drafts import Answer
 from hf_merge.evaluation.runners.generation import TextGeneration, text_generation
 
 ARGUMENTS = ("program", "samples", "temperature", "stops")
@@ -33,6 +33,7 @@ class CodeGeneration(TextGeneration):
         super().__init__(*args, **kwargs)
         self.samples, self.stops, self.temperature = samples, tuple(stops), temperature
         if samples > 1:
+            self._drafts = None
             self.sampling = {"do_sample": True, "temperature": temperature, "top_p": 0.95, "top_k": 0}
 
     def __call__(self, model: PreTrainedModel, rows: Integers | None = None) -> list[list[str]]:
@@ -53,11 +54,12 @@ class CodeGeneration(TextGeneration):
             texts: list[str] = super().__call__(model, rows)
         return texts
 
-    def _decoded(self, prompts: Tensor, generated: Tensor, apart: bool) -> list[str]:
+    def _decoded(self, prompts: Sequence[Integers], answers: Sequence[Answer]) -> list[str]:
         # A tokenizer may strip the space that a text begins with, and with it the indentation of a continuation alone.
-        whole = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
-        before = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        return whole if apart else [text[len(prompt) :] for text, prompt in zip(whole, before, strict=True)]
+        both = [[*prompt.tolist(), *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        whole = self.tokenizer.batch_decode(both, skip_special_tokens=True)
+        before = self.tokenizer.batch_decode([prompt.tolist() for prompt in prompts], skip_special_tokens=True)
+        return [text[len(prompt) :] for text, prompt in zip(whole, before, strict=True)]
 
 
 def code_generation(objective: Objective, rows: Rows, reader: Reader) -> Part:
