@@ -261,8 +261,10 @@ def _demo(options: argparse.Namespace) -> tuple[str, Any]:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:

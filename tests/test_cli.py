@@ -149,7 +149,8 @@ def test_what_is_wrong_with_arguments_together_is_said_on_stderr(
 
 
 def test_recipe_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"RecipeError: {tmp_path / 'no.yaml'}" in fails(tmp_path / "no.yaml", capsys, tmp_path / "out")
+    missing = tmp_path / "no.yaml"
+    assert fails(missing, capsys, tmp_path / "out").strip() == f"RecipeError: {missing}: No such file or directory"
 
 
 def test_errors_are_json_on_stdout_for_machines(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,9 @@ def load(path: Path | str) -> Recipe:
     """A recipe from a YAML file. Raises `RecipeError`, naming the file."""
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecipeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, RecipeError) as error:
         raise RecipeError(f"{path}: {error}") from error
 
 
