@@ -28,6 +28,7 @@ Every run's evaluations are kept as JSON lines in `--folder`; the same call agai
 
     pip install pymoo
     python benchmarks/trio.py --mergekit ANOTHER_VENV/bin/python [--seeds 5] [--arms random nsga2 nsga2+racing …] [--rows 192]
+    python benchmarks/trio.py --no-peer --seeds 10 --raced-trials 140 --arms random random+racing
     python benchmarks/trio.py --anatomy --rows 512 --trials 40 --arms nsga2 map
 """
 
@@ -91,6 +92,9 @@ own genes in place of our space: weights in [0, 1] that are not divided by their
 
 FIRST = 5
 """Recipes that every search of ours tries first: three parents, their average and the base."""
+
+RACED = 0.4
+"""Of the full search's example-evaluations: what a raced search may take for the same front."""
 
 AT = (10, 20, 30, 40, 60, 80, 100, 150, 200)
 """Evaluations at which hypervolumes are shown."""
@@ -220,7 +224,7 @@ class Trio:
 
     def _ours(self, arm: str, seed: int) -> Run:
         name, _, racing = arm.partition("+")
-        trials = self.options.trials
+        trials = (racing and self.options.raced_trials) or self.options.trials
         clocked = Clocked(sampler(name, seed=seed, trials=trials, existing=0))
         with tempfile.TemporaryDirectory() as folder:
             study = self.search(Path(folder), trials=trials, sampler=clocked, seed=seed, racing=racing == "racing").study
@@ -415,16 +419,24 @@ def show_reached(curves: Curves, peer: str, for_good: bool, clock: str) -> None:
 
 
 def show_racing(curves: Curves) -> None:
-    """Racing alone: the same sampler and number of trials with it and without it."""
+    """Racing alone: the same sampler with it and without it, after the same number of candidates, and where the raced search
+    has gone on until `RACED` of the full one's example-evaluations are spent."""
     print("\nhypervolume of the raced search over that of the full one, less 1; costs of the raced over the full one's")
-    print("| racing alone | held out | on search rows | example-evaluations | seconds | CPU s |\n|---|---|---|---|---|---|")
+    print("| racing alone | until | held out | on search rows | evaluations | example-evaluations | seconds | CPU s |")
+    print("|---|---|---|---|---|---|---|---|")
     for arm in [arm for arm in curves if f"{arm}+racing" in curves]:
         pairs = list(zip(curves[arm], curves[f"{arm}+racing"], strict=True))
-        cells = [mean([raced.held_out[-1] / full.held_out[-1] - 1 for full, raced in pairs])]
-        cells += [mean([raced.search[-1] / full.search[-1] - 1 for full, raced in pairs])]
-        for clock in ("examples", "seconds", "cpu"):
-            cells.append(mean([getattr(raced, clock)[-1] / getattr(full, clock)[-1] for full, raced in pairs]))
-        print(f"| {arm} | {' | '.join(cells)} |")
+        same = [int(np.flatnonzero(raced.evaluations == full.evaluations[-1])[0]) for full, raced in pairs]
+        spent = [int((raced.examples <= RACED * full.examples[-1]).sum()) - 1 for full, raced in pairs]
+        for until, places in (("as many candidates", same), (f"{RACED:.0%} of its examples", spent)):
+            cells = []
+            for what in ("held_out", "search", "evaluations", "examples", "seconds", "cpu"):
+                ratios = [
+                    getattr(raced, what)[n] / getattr(full, what)[-1] for (full, raced), n in zip(pairs, places, strict=True)
+                ]
+                less = what in ("held_out", "search")
+                cells.append(mean([ratio - 1 if less else ratio for ratio in ratios], 4 if less else 3))
+            print(f"| {arm} | {until} | {' | '.join(cells)} |")
 
 
 def show_costs(curves: Curves, peer: str) -> None:
@@ -477,6 +489,8 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=10, help="pymoo's; Mergenetic's examples have 7 to 20")
     parser.add_argument("--evaluations", type=int, default=200, help="of mergenetic")
     parser.add_argument("--trials", type=int, default=100, help="of each other run")
+    parser.add_argument("--raced-trials", type=int, help="of each run with racing, if they are more")
+    parser.add_argument("--no-peer", action="store_true", help="racing alone: no runs of Mergenetic's")
     parser.add_argument("--every", type=int, default=5, help="evaluations between two looks at a front")
     parser.add_argument("--methods", nargs="+", default=["ties"])
     parser.add_argument("--family", choices=FAMILIES, default="classifiers")
@@ -492,7 +506,7 @@ def main() -> None:
         anatomy(trio)
         return
     peer = MERGEKIT if options.mergekit else MERGENETIC
-    arms = list(dict.fromkeys([peer, *options.arms]))
+    arms = list(dict.fromkeys([*([] if options.no_peer else [peer]), *options.arms]))
     curves: dict[str, list[Curve]] = {arm: [] for arm in arms}
     for seed in range(options.first, options.first + options.seeds):
         for arm in arms:
@@ -504,10 +518,12 @@ def main() -> None:
                 f"{last.examples[-1]:.0f} examples, {last.seconds[-1]:.0f} s ({time.perf_counter() - start:.0f} s in all)",
                 flush=True,
             )
+    show_racing(curves)
+    if options.no_peer:
+        return
     show_curves(curves, peer)
     for for_good in (False, True):
         show_reached(curves, peer, for_good, "cpu" if options.cpu else "seconds")
-    show_racing(curves)
     show_costs(curves, peer)
 
 
