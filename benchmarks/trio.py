@@ -154,7 +154,8 @@ class Trio:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.family, self.options = build_family(FAMILIES[options.family], progress=False), options
-        self.folder = options.folder / f"{options.family}-{'-'.join(options.methods)}-{options.rows}"
+        self.folder: Path = options.folder / f"{options.family}-{'-'.join(options.methods)}-{options.rows}"
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.model_class: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
         if self.family.family is GENERATORS:
             self.model_class, self.objectives = AutoModelForCausalLM, objectives(self.family, rows=options.rows)
