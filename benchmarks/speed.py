@@ -1,6 +1,7 @@
 """Whole merges, ours and mergekit's, alternating in one run: seconds of the whole process and its peak memory.
 
     python benchmarks/speed.py --mergekit /path/to/another/venv/bin/mergekit-yaml
+    python benchmarks/speed.py --in-place    # a search's candidates: TIES of three into one model in memory, nothing else
 
 A family of Llama shape is generated (bfloat16, one base and three fine-tunes; `--layers 16` is 317 M parameters) and kept in
 `--work`. mergekit gets its own YAML with `dtype: bfloat16`, its fastest mode; ours computes in float32. Both read from and
@@ -25,6 +26,7 @@ import yaml
 from safetensors.torch import save_file
 
 from hf_merge.merging.execute import execute
+from hf_merge.merging.live import LiveModel
 from hf_merge.merging.plan import open_inputs, plan
 from hf_merge.recipes import yaml as recipes
 
@@ -159,6 +161,22 @@ def phase(method: str, folders: list[Path], out: Path) -> tuple[float, float]:
     return seconds, limit(read, out.with_suffix(".limit"), compiled.bytes_written)
 
 
+def in_place(folders: list[Path]) -> list[float]:
+    """Seconds that TIES of the three takes to be in place of the merge before it in one model in memory, at ten densities."""
+    every, found = [], []
+    for number in range(10):
+        own = {"weight": 0.33, "density": (number + 0.5) / 10}
+        models = [{"model": str(folder), "parameters": own} for folder in folders[1:]]
+        every.append(recipes.from_dict(config_of("ties", folders) | {"models": models}))
+    live = LiveModel(every[-1], open_inputs(every[-1]))
+    live.load(every[-1])
+    for recipe in every:
+        started = time.perf_counter()
+        live.load(recipe)
+        found.append(time.perf_counter() - started)
+    return found
+
+
 def spread(values: list[float], digits: int) -> str:
     """Median (least to greatest)."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
@@ -167,13 +185,19 @@ def spread(values: list[float], digits: int) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mergekit", type=Path, required=True, help="the mergekit-yaml of an environment of its own")
+    parser.add_argument("--mergekit", type=Path, help="the mergekit-yaml of an environment of its own")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "hf_merge-speed")
+    parser.add_argument("--in-place", action="store_true", help="TIES in memory alone")
     given = parser.parse_args()
+    if not given.in_place and given.mergekit is None:
+        parser.error("give --mergekit, or --in-place")
     folders = main_family(given.work, given.layers)
+    if given.in_place:
+        print(f"TIES of three models in place, ten densities: {spread(in_place(folders), 2)} s")
+        return
     size = (folders[0] / "model.safetensors").stat().st_size
     print(f"{size / 2e6:,.0f} M parameters, {given.runs} alternating runs, {os.cpu_count()} cores: median (least-greatest)\n")
     print(
