@@ -214,10 +214,10 @@ def _worker(options: argparse.Namespace) -> tuple[str, Any]:
 
 def _study(options: argparse.Namespace, *over: str) -> dict[str, Any]:
     """What a study's file holds, but for what the command line says."""
-    from hf_merge.recipes.yaml import load_mapping
+    from hf_merge.recipes.yaml import load_mapping, read
 
     given = {name: getattr(options, name) for name in over}
-    return load_mapping(_text(options.study)) | {name: value for name, value in given.items() if value is not None}
+    return load_mapping(read(options.study)) | {name: value for name, value in given.items() if value is not None}
 
 
 def _front(options: argparse.Namespace) -> tuple[str, Any]:
@@ -256,15 +256,6 @@ def _demo(options: argparse.Namespace) -> tuple[str, Any]:
         tell_to=sys.stderr if options.json else None,
     )
     return "The demo is done.", found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: {error}") from error
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:

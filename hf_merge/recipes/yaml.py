@@ -100,11 +100,20 @@ def loads(text: str) -> Recipe:
 
 def load(path: Path | str) -> Recipe:
     """A recipe from a YAML file. Raises `RecipeError`, naming the file."""
+    text = read(path)
     try:
-        return loads(Path(path).read_text(encoding="utf-8"))
+        return loads(text)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def read(path: Path | str) -> str:
+    """The text of a YAML file. Raises `RecipeError`, naming the file, if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, RecipeError) as error:
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: {error}") from error
 
 
