@@ -118,7 +118,12 @@ def _chrf_counts(given: str, wanted: str, settings: tuple[tuple[str, Any], ...])
 
 @lru_cache(maxsize=2**16)
 def _rouge(given: str, wanted: str, kind: str, use_stemmer: bool) -> float:
-    return float(_ROUGE.RougeScorer([kind], use_stemmer=use_stemmer).score(wanted, given)[kind].fmeasure)
+    return float(_rouge_scorer(kind, use_stemmer).score(wanted, given)[kind].fmeasure)
+
+
+@lru_cache
+def _rouge_scorer(kind: str, use_stemmer: bool) -> Any:
+    return _ROUGE.RougeScorer([kind], use_stemmer=use_stemmer)
 
 
 def _sacrebleu_chrf(arguments: Mapping[str, Any]) -> Any:
