@@ -19,13 +19,13 @@ from hf_merge.errors import EvaluationError, unknown
 from hf_merge.evaluation.loaded_metric import LoadedMetric
 from hf_merge.evaluation.metrics.summed import Floats, Share, Values, counted
 from hf_merge.evaluation.objective import HARNESS_ARGUMENTS, Objective
+from hf_merge.evaluation.predict import LOGITS
 from hf_merge.evaluation.reader import Part, Reader
 from hf_merge.evaluation.rows import HELD_OUT, SEARCH, Rows, deal
 from hf_merge.evaluation.runners.harness import HarnessRunner, plain, quiet
 from hf_merge.scores import MAXIMIZE, MINIMIZE, Score
 
 _FEWSHOT_SEED = 1234  # the harness's own
-_LOGITS = 2**27  # entries (tokens x vocabulary) of one batch: half a gigabyte in float32
 
 # An extra: everything else here works without it.
 _FOUND = find_spec("lm_eval") is not None
@@ -241,7 +241,7 @@ def _batch_size(requests: Sequence[Sequence[Any]], objective: Objective, reader:
     texts = ["".join(arg for arg in request.args if isinstance(arg, str)) for row in requests for request in row]
     longest = max(map(len, reader.texts(texts, return_attention_mask=False, verbose=False)["input_ids"]))
     most = objective.max_length or getattr(reader.config.get_text_config(), "max_position_embeddings", None) or longest
-    return max(1, min(objective.batch_size, _LOGITS // (min(longest, most) * (reader.vocabulary or len(reader.texts)))))
+    return max(1, min(objective.batch_size, LOGITS // (min(longest, most) * (reader.vocabulary or len(reader.texts)))))
 
 
 def _chosen(kind: str, given: str | None, known: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from hf_merge.errors import EvaluationError
 
 # Tokens of a batch. On a CPU more than fits into the caches makes it slower; on an accelerator fewer leave it idle.
 _TOKENS_ON_CPU, _TOKENS = 1024, 16384
-_LOGITS = 2**27  # entries (tokens x vocabulary) of one batch: half a gigabyte in float32
+LOGITS = 2**27  # entries (tokens x vocabulary) of one batch: half a gigabyte in float32
 IGNORED = -100  # what cross_entropy passes over
 
 Integers = NDArray[np.int64]
@@ -172,12 +172,12 @@ class BatchRunner(Runner):
         """Findings for `rows`, in inference mode."""
 
     def _shrink(self, model: PreTrainedModel, rows: Integers) -> bool:
-        large = any(len(places) > 1 for places in self._groups(model, self.items.lengths[rows], self._logits))
+        large = any(len(places) > 1 for places in self._groups(model, self.items.lengths[rows]))
         self._share /= 2
         return large
 
-    def _groups(self, model: PreTrainedModel, lengths: Integers, logits: int) -> list[Places]:
-        tokens = min(_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _LOGITS // logits)
+    def _groups(self, model: PreTrainedModel, lengths: Integers) -> list[Places]:
+        tokens = min(_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, LOGITS // self._logits)
         return cut(
             lengths,
             rows=max(1, int(self._rows * self._share)),
@@ -186,14 +186,14 @@ class BatchRunner(Runner):
         )
 
     def _each(
-        self, model: PreTrainedModel, rows: Integers, items: Items | None = None, logits: int | None = None
+        self, model: PreTrainedModel, rows: Integers, items: Items | None = None
     ) -> Iterator[tuple[Places, dict[str, Tensor]]]:
         """The batches of these rows: their places and the model's keyword arguments, on its device and in its precision.
 
-        Of the runner's items and logits, unless others are given.
+        Of the runner's items, unless others are given.
         """
         items = self.items if items is None else items
-        groups = self._groups(model, items.lengths[rows], self._logits if logits is None else logits)
+        groups = self._groups(model, items.lengths[rows])
         for places in tqdm(groups, disable=not self.progress, delay=5, leave=False, unit="batch"):
             tensors = items.batch(rows[places], pad_id=self.pad_id or 0, left=self.left)
             yield places, {name: _on(model, tensor) for name, tensor in tensors.items()}

@@ -269,7 +269,7 @@ def test_a_row_that_does_not_fit_alone_is_an_error(make_model):
 
 
 def test_the_logits_of_a_large_vocabulary_make_smaller_batches(make_model, monkeypatch):
-    monkeypatch.setattr(predict, "_LOGITS", 64 * 40)
+    monkeypatch.setattr(predict, "LOGITS", 64 * 40)
     seen = []
     model = make_model("llama")
     small_memory(model, 10**9, seen)

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_merge.evaluation.predict import Integers, logits_of
+from hf_merge.evaluation.predict import Integers, cut, logits_of
 
 Answer = tuple[int, ...]
 """Tokens, the one that ended it included."""
@@ -59,20 +60,28 @@ class Drafts:
                 del seen[min(seen, key=lambda other: (seen[other], other == answer))]
 
 
-def follows(model: PreTrainedModel, inputs: dict[str, Tensor], guesses: Sequence[Answer]) -> list[Answer]:
+def follows(model: PreTrainedModel, inputs: dict[str, Tensor], guesses: Sequence[Answer], tokens: int) -> list[Answer]:
     """What a causal model writes along `guesses`: as much of each as it agrees with, and its own token after that.
 
-    `inputs` are prompts with their guesses behind them, less the guesses' last tokens, padded on the left.
+    `inputs` are prompts with their guesses behind them, less the guesses' last tokens, padded on the left. They are read in
+    parts, so that logits of at most `tokens` tokens (or of one row) are held at once: of the guesses', where the model can be
+    asked for those alone, and of all tokens otherwise.
     """
     parameters = inspect.signature(model.forward).parameters
     mask = inputs.get("attention_mask")
     if mask is not None and "position_ids" in parameters:
         inputs = inputs | {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    longest = max(map(len, guesses))
-    kept: dict[str, Any] = {"logits_to_keep": longest} if "logits_to_keep" in parameters else {}
-    logits = logits_of(model, inputs | kept, 3, "one of each token of the vocabulary for each token")
-    chosen = logits[:, -longest:].argmax(-1).cpu()
-    return [agreed(guess, own[longest - len(guess) :]) for guess, own in zip(guesses, chosen, strict=True)]
+    few, width = "logits_to_keep" in parameters, inputs["input_ids"].shape[1]
+    held = np.array([len(guess) if few else width for guess in guesses])
+    found: dict[int, Answer] = {}
+    for places in cut(held, rows=len(guesses), tokens=tokens):
+        longest = max(len(guesses[i]) for i in places)
+        kept: dict[str, Any] = {"logits_to_keep": longest} if few else {}
+        part = {name: tensor[places] for name, tensor in inputs.items()}
+        logits = logits_of(model, part | kept, 3, "one of each token of the vocabulary for each token")
+        for i, own in zip(places.tolist(), logits[:, -longest:].argmax(-1).cpu(), strict=True):
+            found[i] = agreed(guesses[i], own[longest - len(guesses[i]) :])
+    return [found[i] for i in range(len(guesses))]
 
 
 def agreed(guess: Answer, own: Tensor) -> Answer:

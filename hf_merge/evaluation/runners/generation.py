@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.predict import BatchRunner, Integers, Tokens
+from hf_merge.evaluation.predict import LOGITS, BatchRunner, Integers, Tokens
 from hf_merge.evaluation.reader import Part, Reader
 from hf_merge.evaluation.rows import Rows
 from hf_merge.evaluation.runners.drafts import Answer, Drafts, follows
@@ -76,8 +76,8 @@ class TextGeneration(BatchRunner):
         """What the model writes along each guess."""
         places, found = list(guesses), dict[int, Answer]()
         read = _behind([self.prompts[rows[i]] for i in places], [guesses[i][:-1] for i in places])
-        for batch, inputs in self._each(model, np.arange(len(places)), read, self._vocabulary):
-            own = follows(model, inputs, [guesses[places[k]] for k in batch])
+        for batch, inputs in self._each(model, np.arange(len(places)), read):
+            own = follows(model, inputs, [guesses[places[k]] for k in batch], LOGITS // self._vocabulary)
             found |= zip((places[k] for k in batch), own, strict=True)
         return found
 

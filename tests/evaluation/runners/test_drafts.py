@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from hf_merge.errors import EvaluationError
-from hf_merge.evaluation import predict
 from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.predict import Tokens
+from hf_merge.evaluation.runners import generation
 from hf_merge.evaluation.runners.drafts import KEPT, Drafts, agreed
 from hf_merge.evaluation.runners.generation import TextGeneration
 
@@ -122,13 +122,28 @@ def test_memory_that_does_not_suffice_makes_smaller_batches(make_model, runner, 
     assert failed
 
 
-def test_logits_of_a_pass_keep_to_the_memory_there_is(make_model, runner, monkeypatch):
-    model, guessing = make_model("llama"), runner()
+@pytest.mark.parametrize("few", [True, False])
+def test_logits_that_are_held_at_once_keep_to_the_memory_there_is(make_model, runner, monkeypatch, few):
+    model, guessing, seen = make_model("llama"), runner(), []
+    forward = type(model).forward
     expected = guessing(model)
-    monkeypatch.setattr(predict, "_LOGITS", 64 * 100)
-    with passes(model) as seen:
+
+    def asked(self, input_ids, attention_mask=None, position_ids=None, use_cache=None, logits_to_keep=0):
+        found = forward(self, input_ids, attention_mask, position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+        seen.append(found.logits.shape)
+        return found
+
+    def unasked(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
+        return asked(self, input_ids, attention_mask, position_ids, use_cache)
+
+    monkeypatch.setattr(type(model), "forward", asked if few else unasked)
+    for tokens, few_of, all_of in [(10**6, 3, 3), (100, 3, 8), (30, 8, 24), (3, 24, 24)]:
+        monkeypatch.setattr(generation, "LOGITS", 64 * tokens)
+        seen.clear()
         assert guessing(model) == expected
-    assert max(seen) <= 100
+        assert sum(rows for rows, _, _ in seen) == 24
+        assert all(rows == 1 or rows * length <= tokens for rows, length, _ in seen)
+        assert len(seen) == (few_of if few else all_of)
 
 
 def test_what_a_model_is_forced_to_write_is_not_guessed(make_model, runner):
