@@ -29,6 +29,7 @@ FLOORS = {
     "adapters": 7,
     "single": 7,
     "scoring": 7,
+    "aligned": 8,
     "wiring": 8,
     "result": 8,
     "hierarchical": 9,

@@ -76,8 +76,9 @@ class PathModel:
             self.depths = {**self.depths, MERGED: next(iter(depths.values()))}
             self._configs[MERGED], self._models[MERGED] = configs[next(iter(used))], self._live.model
         primary = self._models[next(iter(used))]
-        self._stack = _stack(primary)
-        self._blocks = {name: list(model.get_submodule(self._stack).children()) for name, model in self._models.items()}
+        self.stack = _stack(primary)
+        """Where `model` keeps its layers, such as "model.layers"."""
+        self._blocks = {name: list(model.get_submodule(self.stack).children()) for name, model in self._models.items()}
         self._config = deepcopy(primary.config)
         self.model: PreTrainedModel = _configured(sharing(primary), primary.config, self._config)
         """What runs the path that was taken last; the first model's layers at first."""
@@ -117,7 +118,7 @@ class PathModel:
         self.path, self.seams = tuple(path), dict(seams or {})
         self._put_outside(path[0].model, path[-1].model)
         layers = nn.ModuleList(self._placed(i, step) for i, step in enumerate(path))
-        parent, _, name = self._stack.rpartition(".")
+        parent, _, name = self.stack.rpartition(".")
         setattr(self.model.get_submodule(parent), name, layers.eval())
         follow(self._config, [(self._configs[step.model], step.layer) for step in path])
         for module in self.model.modules():  # what transformers hangs on layers, it is to hang on the new ones
@@ -134,7 +135,8 @@ class PathModel:
         for place, seam in (seams or {}).items():
             raise MergeError(
                 f"The {seam.kind} map before position {place} of the path cannot be stored in a stock checkpoint: maps of "
-                "single channels do not commute with a norm that reads the stream. Align with scalars, which a path can have."
+                "single channels do not commute with a norm that reads the stream. Align with scalars, which a path can have, "
+                "or save it with a module that runs the maps: hf_merge.aligned.save_aligned."
             )
         return along(self.recipe, path, self.depths.get(MERGED, 1))
 
@@ -154,7 +156,7 @@ class PathModel:
     @property
     def layers(self) -> list[nn.Module]:
         """The layers that the model runs now."""
-        return list(self.model.get_submodule(self._stack).children())
+        return list(self.model.get_submodule(self.stack).children())
 
     def block(self, step: Step) -> nn.Module:
         """The layer of the pool that a step takes."""
@@ -178,7 +180,7 @@ class PathModel:
     def _put_outside(self, first: str, last: str) -> None:
         """What is in no layer, from the models that lend it: before the layers it is the `first`'s, after them the `last`'s."""
         tied = dict(getattr(self.model, "all_tied_weights_keys", None) or {})
-        inside = f"{self._stack}."
+        inside = f"{self.stack}."
         for name, _ in [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()]:
             if not name.startswith(inside):
                 owner = first if comes_before_layers(tied.get(name, name)) else last

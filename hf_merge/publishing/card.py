@@ -37,7 +37,7 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 
-_LOAD = 'model = {auto_class}.from_pretrained(repo_id, dtype="auto")\n'
+_LOAD = 'model = {auto_class}.from_pretrained(repo_id, dtype="auto"{custom})\n'
 _TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained(repo_id)\n"
 _COUNT = 'print(f"{model.num_parameters():,} parameters")\n'
 _SNIPPETS = {
@@ -91,12 +91,12 @@ def metadata(facts: CardFacts, license: License) -> ModelCardData:
     )
 
 
-def usage(repo_id: str, auto_class: str) -> str:
-    """Python that loads the model and, for the classes that we know, shows it at work."""
+def usage(repo_id: str, auto_class: str, *, custom: bool = False) -> str:
+    """Python that loads the model, whose code is its own if it is `custom`, and shows it at work, for the classes we know."""
     if not re.fullmatch(r"Auto[A-Za-z0-9]+", auto_class):
         raise PublishError(f"{auto_class!r} is not one of transformers' Auto classes, such as 'AutoModelForCausalLM'.")
     where = f"repo_id = {json.dumps(repo_id)}\n"
-    load = _LOAD.format(auto_class=auto_class)
+    load = _LOAD.format(auto_class=auto_class, custom=", trust_remote_code=True" if custom else "")
     snippet = dedent(_SNIPPETS.get(auto_class, ""))
     if not snippet:
         return f"from transformers import {auto_class}\n\n{where}{load}{_COUNT}"
@@ -126,13 +126,14 @@ def _body(facts: CardFacts, license: License) -> str:
         importances=sections.importances() if facts.search and facts.search.importances else None,
         method=_method(facts),
         path=_path(facts),
+        maps=_maps(facts),
         search=_search(facts),
         sources=_sources(facts),
         digest=code(facts.recipe.digest),
         recipe=block(yaml.dumps(facts.recipe), "yaml"),
         reproduce=block(_command(facts), "bash"),
         local=_local(local),
-        usage=block(usage(facts.repo_id, facts.auto_class), "python"),
+        usage=block(usage(facts.repo_id, facts.auto_class, custom=bool(facts.maps_before)), "python"),
         license=_license(license),
         versions=listed(f"{name} {version}" for name, version in facts.versions.items()) if facts.versions else None,
     )
@@ -179,6 +180,16 @@ def _path(facts: CardFacts) -> Markdown | None:
         rows.append(f"{names[model]:<{wide}}{''.join(cells)}".rstrip())
     scaled = [f"×{step.scale:g} before position {i}" for i, step in enumerate(path) if step.scale != 1.0]
     return block("\n".join(rows + scaled), "text")
+
+
+def _maps(facts: CardFacts) -> Markdown | None:
+    if not facts.maps_before:
+        return None
+    places = listed(Markdown(str(place)) for place in facts.maps_before)
+    return Markdown(
+        f"The stream is mapped before position {places}, by the Python code in this repository: transformers loads it with "
+        "`trust_remote_code=True` alone. The recipe has the layers without these maps."
+    )
 
 
 def _search(facts: CardFacts) -> Markdown | None:

@@ -47,6 +47,7 @@ class CardFacts:
         auto_class: the transformers class that loads the model, such as "AutoModelForCausalLM".
         added: how much held-out hypervolume paths through layers added to the front of the merges alone.
         picture: the file name of the front's picture in the repository; None leaves it out.
+        maps_before: the positions of the path before which the model maps its stream, by code of its own.
         versions: of the packages that made the model, such as {"hf_merge": "0.1.0"}.
     """
 
@@ -65,6 +66,7 @@ class CardFacts:
     auto_class: str = "AutoModel"
     picture: str | None = "front.png"
     added: Gap | None = None
+    maps_before: Sequence[int] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
