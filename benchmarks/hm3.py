@@ -93,7 +93,8 @@ class Family:
 
     def architecture(self, seed: int, share: bool = True) -> Architecture:
         """A search over paths that has not begun. What others of this seed have scored is kept, and counted all the same."""
-        return architecture(self.merges(seed, self.options.merges), seed=seed, share=share)
+        found, options = self.merges(seed, self.options.merges), self.options
+        return architecture(found, seed=seed, share=share, merges=options.pool, preferences=self.wanted(seed))
 
     def wanted(self, seed: int) -> np.ndarray:
         """The preferences `(N, K)` of all searches."""
@@ -101,7 +102,7 @@ class Family:
 
     def row(self, arm: str, seed: int) -> Row:
         """What a search has found, on held-out rows; from the folder, if it is there."""
-        path = self.folder / f"{arm}-{seed}.json"
+        path = self.folder / f"{arm}-{seed}{f'-{self.options.pool}' if self.options.pool > 1 else ''}.json"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self._row(arm, seed)))
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--merges", type=int, default=40)
     parser.add_argument("--paths", type=int, default=100)
     parser.add_argument("--preferences", type=int, default=16)
+    parser.add_argument("--pool", type=int, default=1, help="merges whose layers a path may take")
     parser.add_argument("--rows", type=int, default=64, help="search rows of each task; all held-out rows are used")
     parser.add_argument("--arms", nargs="*", choices=ALL, default=ALL)
     parser.add_argument("--folder", type=Folder, default=Folder("hm3_runs"))

@@ -45,6 +45,7 @@ def auto_merge(
     strategy: Literal["parameters", "hierarchical"] = "parameters",
     preferences: int = 16,
     paths: int | None = None,
+    merges: int = 1,
     storage: Storage = None,
     study_name: str = "hf_merge",
     folder: Path | str | None = None,
@@ -78,6 +79,8 @@ def auto_merge(
             the base no part: paths go through the models' own layers.
         preferences: how many trade-offs the search among paths is trained on: each objective alone, all alike, random ones.
         paths: distinct paths to score; as many as `trials` unless given.
+        merges: how many merges' layers the paths may take, each path those of one: the knee of the front's, then those that are
+            best for the most preferences. Each is a whole model more in memory.
         storage: a database's URL or an Optuna storage in place of the journal in `folder`; other processes may then `join`.
         study_name: the study's name there.
         folder: where the run is kept; None makes a name from what is searched, below `hf_merge_runs`.
@@ -93,7 +96,7 @@ def auto_merge(
         raise RecipeError(unknown("strategy", strategy, ("parameters", "hierarchical")))
     paths = trials if paths is None else paths
     if strategy == "hierarchical":
-        check_architecture(objectives, preferences=preferences, paths=paths)
+        check_architecture(objectives, preferences=preferences, paths=paths, merges=merges)
     found = searched(
         base,
         models,
@@ -118,7 +121,9 @@ def auto_merge(
     )
     architecture = None
     if strategy == "hierarchical":
-        architecture = search_architecture(found, preferences=preferences, paths=paths, seed=seed, progress=progress)
+        architecture = search_architecture(
+            found, preferences=preferences, paths=paths, merges=merges, seed=seed, progress=progress
+        )
     result = MergeResult(
         **_rescored(found, architecture, progress),
         objectives=tuple(found.evaluator.describe()),

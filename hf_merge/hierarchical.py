@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -14,13 +15,13 @@ from hf_merge.evaluation.objective import Objective
 from hf_merge.merging.apart import Apart
 from hf_merge.merging.path_model import PathModel
 from hf_merge.merging.prefixes import Prefixes
-from hf_merge.recipes.path import MERGED, Path, path_of
+from hf_merge.recipes.path import Path, path_of
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.scores import Scores, load_scores, partial
 from hf_merge.scoring import Scorer, scores_path
 from hf_merge.search.layers.paths import PathSearch, refine, search_paths
 from hf_merge.search.layers.pool import Pool
-from hf_merge.search.layers.rewards import Floats, drawn, normalizer
+from hf_merge.search.layers.rewards import Floats, drawn, normalizer, scalarize
 from hf_merge.search.layers.stored import save_nets
 from hf_merge.search.loop import FAILURES
 from hf_merge.search.progress import Progress
@@ -43,6 +44,14 @@ class PathScorer:
 
     model: PathModel
     merges: Scorer
+    paths: dict[str, Path] = field(default_factory=dict)
+    """Those of `recipe_of`, by the digests of their recipes: a recipe alone does not say which merge of the pool it has."""
+
+    def recipe_of(self, path: Path) -> Recipe:
+        """The recipe of a path, to be scored."""
+        recipe = self.model.recipe_of(path)
+        self.paths[recipe.digest] = path
+        return recipe
 
     def __call__(self, recipe: Recipe, split: Split = "search") -> Scores:
         """The recipe's scores."""
@@ -50,7 +59,8 @@ class PathScorer:
             return scores
         if recipe.layers is None:
             return self.merges(recipe, split)
-        return self.merges.measured(self.model.take(path_of(recipe.layers)), recipe, split)
+        path = self.paths.get(recipe.digest) or path_of(recipe.layers)
+        return self.merges.measured(self.model.take(path), recipe, split)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,7 +108,7 @@ class Architecture:
         """A path's objectives `(K,)`, normalized by base and specialists and all maximized; NaN if it cannot be scored."""
         if path in self.known:
             return self.normalized(to_points([self.known[path]], self.study.directions)[0])
-        recipe, started, error = self.score.model.recipe_of(path), time.monotonic(), None
+        recipe, started, error = self.score.recipe_of(path), time.monotonic(), None
         scores: Scores = {}
         try:
             scores = self.score(recipe)
@@ -132,17 +142,23 @@ class Architecture:
         return replace(trial, held_out=self.score(trial.recipe, "held_out"))
 
 
-def search_architecture(found: Searched, *, preferences: int, paths: int, seed: int, progress: bool) -> Architecture:
-    """Search paths through the layers of a finished search's models and of its best merge. Raises as `architecture` does."""
-    made = architecture(found, seed=seed)
-    made.train(drawn(len(found.study.directions), preferences, np.random.default_rng(seed)), paths, progress=progress)
+def search_architecture(
+    found: Searched, *, preferences: int, paths: int, merges: int, seed: int, progress: bool
+) -> Architecture:
+    """Search paths through the layers of a finished search's models and of its best merges. Raises as `architecture` does."""
+    wanted = drawn(len(found.study.directions), preferences, np.random.default_rng(seed))
+    made = architecture(found, seed=seed, merges=merges, preferences=wanted)
+    made.train(wanted, paths, progress=progress)
     return made
 
 
-def architecture(found: Searched, *, seed: int, share: bool = True) -> Architecture:
-    """What it takes to search paths through the layers of a finished search's models and of its best merge, its front's knee.
+def architecture(
+    found: Searched, *, seed: int, share: bool = True, merges: int = 1, preferences: Floats | None = None
+) -> Architecture:
+    """What it takes to search paths through the layers of a finished search's models and of its best merges: its front's knee
+    and, of more than one, those that are best for the most of the `preferences` `(N, K)`.
 
-    One merge is in the pool for all preferences: with another one for each, no path would be scored for two of them. Models of
+    A merge serves all preferences, and with few of them paths are scored for many preferences at once. Models of
     different depths have no merge; the paths go through their own layers. With `share` what a path has run on a batch is not
     run again by paths that begin alike. Raises
     `RecipeError` if no merge of all models could be scored, and `MergeError` for layers that cannot stand in one model.
@@ -153,30 +169,43 @@ def architecture(found: Searched, *, seed: int, share: bool = True) -> Architect
     specialists = to_points(list(models.values()), study.directions)
     bases = [by_digest[r.digest] for r in base_of(space).values() if r.digest in by_digest]
     start = to_points(bases, study.directions)[0] if bases else specialists.min(0)
+    normalized, pooled = normalizer(start, specialists), list[Trial]()
     if isinstance(found.score.live, Apart):
         model = found.score.live.pool
     else:
-        merges = [t for t in study.trials if t.scores and not t.stopped and len(t.recipe.models) == len(space.models)]
-        best = Front.of(merges, study.directions, study.reference)
-        if not best:
-            raise RecipeError("No merge of all models could be scored, so there is none whose layers a path could take.")
-        models[MERGED] = best.choose()
-        prefixes = Prefixes() if share else None
-        model = PathModel(best.choose().recipe, found.opened, device=found.evaluator.device, prefixes=prefixes)
+        pooled = _pooled(found, normalized, merges, preferences)
+        recipes, prefixes = [trial.recipe for trial in pooled], Prefixes() if share else None
+        model = PathModel(recipes[0], found.opened, device=found.evaluator.device, prefixes=prefixes, merges=recipes[1:])
+        models |= zip(model.recipes, pooled, strict=True)
     return Architecture(
         study=study,
         score=PathScorer(model=model, merges=found.score),
-        pool=Pool.of(model.depths, model.statistics()),
-        normalized=normalizer(start, specialists),
+        pool=Pool.of(model.depths, model.statistics(), alternatives=list(model.recipes) if len(pooled) > 1 else ()),
+        normalized=normalized,
         known={model.identity(name): trial for name, trial in models.items() if name in model.depths},
         first=1 + max(t.number for t in study.trials),
         seed=seed,
     )
 
 
-def check_architecture(objectives: Sequence[Objective], *, preferences: int, paths: int) -> None:
+def _pooled(found: Searched, normalized: Callable[[ArrayLike], Floats], merges: int, preferences: Floats | None) -> list[Trial]:
+    """The merges of the pool, at most so many: the front's knee, then whichever are best for the most preferences."""
+    study = found.study
+    whole = [t for t in study.trials if t.scores and not t.stopped and len(t.recipe.models) == len(found.space.models)]
+    front = Front.of(whole, study.directions, study.reference)
+    if not front:
+        raise RecipeError("No merge of all models could be scored, so there is none whose layers a path could take.")
+    knee, rows = front.choose(), np.zeros((0, len(study.directions))) if preferences is None else preferences
+    points = normalized(to_points(list(front), study.directions))
+    best = Counter(int(place) for place in scalarize(points, rows[:, None]).argmax(1))
+    others = [front.trials[place] for place, _ in best.most_common()]
+    return [knee, *(trial for trial in others if trial is not knee)][:merges]
+
+
+def check_architecture(objectives: Sequence[Objective], *, preferences: int, paths: int, merges: int) -> None:
     """Raises `RecipeError` for what no search among paths can do, before anything is read."""
     if unfit := [o.name for o in objectives if o.metric in UNFIT]:
         raise RecipeError(f"Paths have no honest {' or '.join(UNFIT)}: leave out {', '.join(unfit)}, or the strategy.")
-    if preferences < 1 or paths < 1:
-        raise RecipeError(f"A search among paths needs a preference and a path at least; got {preferences} and {paths}.")
+    if min(preferences, paths, merges) < 1:
+        given = f"{preferences}, {paths} and {merges}"
+        raise RecipeError(f"A search among paths needs a preference, a path and a merge of its pool at least; got {given}.")

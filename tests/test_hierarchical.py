@@ -23,6 +23,8 @@ from hf_merge.evaluation.measure import Evaluator
 from hf_merge.evaluation.objective import Objective
 from hf_merge.recipes.path import path_of
 from hf_merge.result import MergeResult
+from hf_merge.search.trial import Front
+from hf_merge.single import merge
 
 Run = Callable[..., MergeResult]
 TRIALS, PATHS = 8, 10
@@ -101,6 +103,29 @@ def test_a_preference_is_answered_from_the_front_or_by_more_paths(run: Run) -> N
         result.for_preference({"nonsense": 1.0}, paths=3)
     with pytest.raises(RecipeError, match="right after it ran"):
         replace(result, online=None).for_preference({first: 1.0}, paths=3)
+
+
+def test_paths_take_layers_of_several_merges_and_are_what_their_recipes_say(
+    run: Run, objectives: list[Objective], tmp_path: Path
+) -> None:
+    result = run(merges=3, paths=25, trials=12)
+    made = result.online.__self__  # type: ignore[union-attr]
+    names = list(made.score.model.recipes)
+    assert names == ["merged", "merged 2", "merged 3"]
+    whole = [t for t in result.trials if t.recipe.layers is None and len(t.recipe.models) > 1]
+    knee = Front.of(whole, result.front.directions, result.front.reference).choose()
+    assert made.known[made.pool.identity("merged")].recipe == knee.recipe
+    scored = {t.recipe.digest: t for t in result.trials}
+    taken = {digest: path for digest, path in made.score.paths.items() if len({step.model for step in path}) > 1}
+    used = {step.model for path in taken.values() for step in path}
+    assert used & set(names[1:])
+    assert all(len({step.model for step in path} & set(names)) <= 1 for path in taken.values())
+    digest = next(digest for digest, path in taken.items() if {step.model for step in path} & set(names[1:]))
+    merge(scored[digest].recipe, tmp_path / "out", progress=False)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    again = Evaluator(objectives, tokenizer=tokenizer, config=model.config, seed=3, progress=False).measure(model)
+    assert {k: s.value for k, s in again.items()} == {k: s.value for k, s in scored[digest].scores.items()}
 
 
 def test_a_published_path_loads_with_plain_transformers_and_scores_what_its_card_says(
@@ -214,7 +239,12 @@ def test_a_search_killed_among_the_paths_goes_on_with_the_next_one(run: Run, spe
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"strategy": "hierachical"}, "hierarchical"), ({"paths": 0}, "a path at least"), ({"preferences": 0}, "a preference")],
+    [
+        ({"strategy": "hierachical"}, "hierarchical"),
+        ({"paths": 0}, "a path and a merge"),
+        ({"preferences": 0}, "a preference"),
+        ({"merges": 0}, "a merge"),
+    ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_read(run: Run, settings: dict[str, object], said: str) -> None:
     with pytest.raises(RecipeError, match=said):

@@ -14,25 +14,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_merge.checkpoints.adapters import is_adapter
 from hf_merge.errors import MergeError, RecipeError, unknown
+from hf_merge.merging.differences import GROUPS, differences
 from hf_merge.merging.layers import Layers, comes_before_layers
 from hf_merge.merging.live import LiveModel
 from hf_merge.merging.plan import Opened
 from hf_merge.merging.pool import depth_of, follow, pool_configs
 from hf_merge.merging.prefixes import Prefixes
 from hf_merge.merging.seams import Seam
-from hf_merge.recipes.path import MERGED, Path, Step, along
+from hf_merge.recipes.path import MERGED, Path, Step, along, merge_name
 from hf_merge.recipes.recipe import Recipe, RecipeModel
 
 M = TypeVar("M", bound=nn.Module)
-_GROUPS = ("attention", "mlp", "norm")
-_TINY = 1e-8
 
 
 class PathModel:
     """One transformers `model` that is made to run a path: its layers are other models' layers, which share their weights.
 
     `recipe` names the models and how they are merged (it has no `layers`); `opened` holds them. Every model's layers are in the
-    pool, and with models of one depth the layers of their merge, which `load` replaces in place. What stands before the layers
+    pool, and with models of one depth the layers of their merge, which `load` replaces in place, and of other `merges` of the
+    same models: a path takes layers of one merge, for a recipe has one. What stands before the layers
     (embeddings) is that of the first layer's model, what stands after them (norm, head; unless tied to the embeddings) that of
     the last layer's model: as in recipes of slices, so that `recipe_of(path)` is the same model, and the path of all layers of
     one model is that model. With `prefixes`, layers that another path has run on the same tokens are not run again. All
@@ -48,12 +48,14 @@ class PathModel:
         *,
         device: torch.device | None = None,
         prefixes: Prefixes | None = None,
+        merges: Sequence[Recipe] = (),
     ) -> None:
         if recipe.layers is not None or recipe.tokenizer is not None:
             given = "layers" if recipe.layers is not None else "a tokenizer"
             raise RecipeError(f"A path goes through whole models of one vocabulary: give a recipe without {given}.")
-        if MERGED in [model.name for model in recipe.models]:
-            raise RecipeError(f"A path calls the merge {MERGED!r}: give the model of that name another one.")
+        names = [merge_name(i) for i in range(1 + len(merges))]
+        if taken := [model.name for model in recipe.models if model.name in names]:
+            raise RecipeError(f"A path calls the merge {taken[0]!r}: give the model of that name another one.")
         used = {model.name: model for model in recipe.models}
         if recipe.base is not None:
             used = {"": RecipeModel(ref=recipe.base, name="base"), **used}
@@ -64,17 +66,17 @@ class PathModel:
         depths = {name: depth_of(config) for name, config in configs.items()}
         self.recipe = recipe = replace(recipe, dtype=recipe.dtype or _dtype([configs[name] for name in used]))
         self.depths: Mapping[str, int] = {model.name: depths[model.name] for model in recipe.models}
-        """The number of layers of each model of the pool, in order, the merge's last (`MERGED`); a path may also take the
+        """The number of layers of each model of the pool, in order, the merges' last (`merge_name`); a path may also take the
         base's, as ""."""
         self._configs: dict[str, PreTrainedConfig] = configs
         self._models: dict[str, PreTrainedModel] = {
             name: LiveModel(_alone(recipe, model, of_base[name]), opened, device=device).model for name, model in used.items()
         }
-        self._live: LiveModel | None = None
+        self._live: dict[str, LiveModel] = {}
+        self.recipes: dict[str, Recipe] = {}
+        """The recipe of each merge of the pool."""
         if len(set(depths.values())) == 1:
-            self._live = LiveModel(recipe, opened, device=device)
-            self.depths = {**self.depths, MERGED: next(iter(depths.values()))}
-            self._configs[MERGED], self._models[MERGED] = configs[next(iter(used))], self._live.model
+            self._put_merges(dict(zip(names, (recipe, *merges), strict=True)), opened, configs[next(iter(used))], device)
         primary = self._models[next(iter(used))]
         self.stack = _stack(primary)
         """Where `model` keeps its layers, such as "model.layers"."""
@@ -101,12 +103,10 @@ class PathModel:
 
     def load(self, recipe: Recipe) -> None:
         """Replace the weights of the merge by those of another `recipe` of the same models, in place."""
-        if self._live is None:
+        if not self._live:
             raise MergeError("Models of several depths have no merge: a path takes their layers as they are.")
-        if [m.ref for m in recipe.models] != [m.ref for m in self.recipe.models] or recipe.base != self.recipe.base:
-            raise RecipeError("The merge of a pool is one of its own models: give a recipe of the same models and base.")
-        self.recipe = replace(recipe, dtype=recipe.dtype or self.recipe.dtype)
-        self._live.load(self.recipe)
+        self.recipe = self.recipes[MERGED] = self._mergeable(recipe)
+        self._live[MERGED].load(self.recipe)
         self._follow_prefixes()
 
     def take(self, path: Sequence[Step], seams: Mapping[int, Seam] | None = None) -> PreTrainedModel:
@@ -138,7 +138,9 @@ class PathModel:
                 "single channels do not commute with a norm that reads the stream. Align with scalars, which a path can have, "
                 "or save it with a module that runs the maps: hf_merge.aligned.save_aligned."
             )
-        return along(self.recipe, path, self.depths.get(MERGED, 1))
+        merge = next((step.model for step in path if step.model in self.recipes), MERGED)
+        steps = [replace(step, model=MERGED) if step.model == merge else step for step in path]
+        return along(self.recipes.get(merge, self.recipe), steps, self.depths.get(merge, 1))
 
     def statistics(self) -> NDArray[np.float64]:
         """What each block of the pool changed, `(blocks, 6)`: for attention, MLP and norms the logarithm of the norm of the
@@ -146,11 +148,11 @@ class PathModel:
 
         Zeros where there is no base, or no such layer in it.
         """
-        found = np.zeros((len(self.blocks), 2 * len(_GROUPS)))
+        found = np.zeros((len(self.blocks), 2 * len(GROUPS)))
         base = self._blocks.get("", [])
         for i, (name, layer) in enumerate(self.blocks):
             if layer < len(base):
-                found[i] = _differences(self._blocks[name][layer], base[layer])
+                found[i] = differences(self._blocks[name][layer], base[layer])
         return found
 
     @property
@@ -166,6 +168,15 @@ class PathModel:
         """The number of layers of a model of the pool, the base ("") included."""
         return len(self._blocks[model])
 
+    def _put_merges(
+        self, merges: Mapping[str, Recipe], opened: Opened, config: PreTrainedConfig, device: torch.device | None
+    ) -> None:
+        self.recipes = {name: self._mergeable(recipe) for name, recipe in merges.items()}
+        for name, recipe in self.recipes.items():
+            self._live[name] = LiveModel(recipe, opened, device=device)
+            self.depths = {**self.depths, name: depth_of(config)}
+            self._configs[name], self._models[name] = config, self._live[name].model
+
     def _check(self, path: Sequence[Step]) -> None:
         if not path:
             raise RecipeError("A path needs steps, got none.")
@@ -176,6 +187,15 @@ class PathModel:
                 raise RecipeError(f"{step} is no layer: the model has {len(self._blocks[step.model])}.")
             if not 0 < step.scale < float("inf"):
                 raise RecipeError(f"The scale of {step} is a positive number.")
+        if len(merges := {step.model for step in path} & self.recipes.keys()) > 1:
+            raise RecipeError(f"A path takes layers of one merge, for a recipe has one; got {', '.join(sorted(merges))}.")
+
+    def _mergeable(self, recipe: Recipe) -> Recipe:
+        # A method that needs no base may have a recipe without one, beside others on the common base.
+        bases = {recipe.base, self.recipe.base} - {None}
+        if [m.ref for m in recipe.models] != [m.ref for m in self.recipe.models] or len(bases) > 1:
+            raise RecipeError("The merge of a pool is one of its own models: give a recipe of the same models and base.")
+        return replace(recipe, dtype=recipe.dtype or self.recipe.dtype)
 
     def _put_outside(self, first: str, last: str) -> None:
         """What is in no layer, from the models that lend it: before the layers it is the `first`'s, after them the `last`'s."""
@@ -202,9 +222,10 @@ class PathModel:
 
     def _follow_prefixes(self) -> None:
         if self.prefixes is not None:
-            merge, seams = self.recipe.digest, {i: seam.digest for i, seam in self.seams.items()}
+            merges = {name: recipe.digest for name, recipe in self.recipes.items()}
+            seams = {i: seam.digest for i, seam in self.seams.items()}
             keys: list[Hashable] = [
-                (step.model, step.layer, step.scale, merge if step.model == MERGED else "", seams.get(i))
+                (step.model, step.layer, step.scale, merges.get(step.model, ""), seams.get(i))
                 for i, step in enumerate(self.path)
             ]
             self.prefixes.follow(keys)
@@ -264,23 +285,3 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
     (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor  # type: ignore[assignment]
-
-
-def _group(name: str) -> str:
-    if "norm" in name.lower() or name.startswith("ln_"):
-        return "norm"
-    return "attention" if "att" in name else "mlp"
-
-
-def _differences(block: nn.Module, base: nn.Module) -> list[float]:
-    there = dict(base.named_parameters())
-    sums = {group: np.zeros(3) for group in _GROUPS}
-    with torch.no_grad():
-        for name, parameter in block.named_parameters():
-            anchor = there[name].double()
-            delta = parameter.double() - anchor
-            sums[_group(name)] += [float((t * u).sum()) for t, u in ((delta, delta), (anchor, anchor), (delta, anchor))]
-    found = []
-    for own, its, both in sums.values():
-        found += [float(np.log(np.sqrt(own / its) + _TINY)) if its else 0.0, both / np.sqrt(own * its) if own * its else 0.0]
-    return found

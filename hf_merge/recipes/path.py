@@ -12,6 +12,11 @@ MERGED = "merged"
 """What a path calls the merge of all models."""
 
 
+def merge_name(number: int) -> str:
+    """What a path calls the merge of this `number`, from 0 on, where there are several."""
+    return f"{MERGED} {number + 1}" if number else MERGED
+
+
 @dataclass(frozen=True)
 class Step:
     """Layer `layer` of `model` (a model's name as it is, `MERGED`, or "" for the base), its input multiplied by `scale`."""

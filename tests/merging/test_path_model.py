@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_merge.errors import MergeError, RecipeError
-from hf_merge.merging.path_model import sharing
+from hf_merge.merging.path_model import PathModel, sharing
+from hf_merge.merging.plan import open_inputs
 from hf_merge.merging.prefixes import Prefixes
 from hf_merge.recipes.path import MERGED, along
 from hf_merge.recipes.recipe import Recipe
@@ -89,6 +90,30 @@ def test_the_merge_of_other_models_is_refused(tmp_path: Path) -> None:
     folders = family(tmp_path, "llama")
     with pytest.raises(RecipeError, match="same models and base"):
         path_model(dare_ties(folders)).load(dare_ties([folders[0], folders[2], folders[1]]))
+
+
+def test_a_pool_may_have_several_merges_and_a_path_takes_layers_of_one(tmp_path: Path) -> None:
+    folders = family(tmp_path, "llama")
+    # The second needs no base.
+    recipes = dare_ties(folders), dare_ties(folders, method="linear", base=None, parameters={"weight": [0.1, 0.4]})
+    model = PathModel(recipes[0], open_inputs(recipes[0]), prefixes=Prefixes(), merges=recipes[1:])
+    assert dict(model.depths) == {"model1": 4, "model2": 4, "merged": 4, "merged 2": 4}
+    second = tuple(replace(step, model="merged 2") if step.model == MERGED else step for step in MIXED)
+    for path, recipe in zip((MIXED, second, MIXED), (*recipes, recipes[0]), strict=True):
+        alone = path_model(recipe)
+        assert torch.equal(logits(model.take(path)), logits(alone.take(MIXED)))
+        assert model.recipe_of(path) == alone.recipe_of(MIXED)
+    assert not torch.equal(logits(model.take(MIXED)), logits(model.take(second)))
+    with pytest.raises(RecipeError, match="layers of one merge"):
+        model.take(steps(("merged", 0), ("merged 2", 1)))
+
+
+def test_a_model_that_has_a_merges_name_is_refused(tmp_path: Path) -> None:
+    recipe = dare_ties(family(tmp_path, "llama"))
+    named = replace(recipe, models=(replace(recipe.models[0], name="merged 2"), recipe.models[1]))
+    path_model(named)
+    with pytest.raises(RecipeError, match="calls the merge 'merged 2'"):
+        PathModel(named, open_inputs(named), merges=[named])
 
 
 def test_layers_along_a_path_share_their_weights_with_the_models(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def random_path(pool: Pool, longest: int, rng: np.random.Generator) -> Path:
     """One of them."""
     length, taken = int(rng.integers(1, longest + 1)), list[int]()
     while True:
-        mask = pool.mask(taken[-1] if taken else None, len(taken), longest)
+        mask = pool.mask(taken, longest)
         if mask[pool.stop] and (len(taken) >= length or not mask[:-1].any()):
             return pool.decode(taken)
         taken.append(int(rng.choice(np.flatnonzero(mask[:-1]))))
@@ -132,7 +132,7 @@ def _grown(pool: Pool, order: list[int], genes: Floats, longest: int) -> Path:
     taken: list[int] = []
     blocks = genes[0] * len(order) - 0.5
     for block, there in zip(blocks, genes[1] > 0.5, strict=True):
-        mask = pool.mask(taken[-1] if taken else None, len(taken), longest)
+        mask = pool.mask(taken, longest)
         if there and mask[:-1].any():
             distance = np.where(mask[:-1][order], np.abs(np.arange(len(order)) - block), np.inf)
             taken.append(order[int(distance.argmin())])
@@ -141,7 +141,7 @@ def _grown(pool: Pool, order: list[int], genes: Floats, longest: int) -> Path:
 
 def _ended(pool: Pool, taken: list[int], longest: int) -> Path:
     """The path, with the blocks that it needs to end at the right width: the first ones that fit."""
-    while not (mask := pool.mask(taken[-1] if taken else None, len(taken), longest))[pool.stop]:
+    while not (mask := pool.mask(taken, longest))[pool.stop]:
         taken = [*taken, int(np.flatnonzero(mask[:-1])[0])]
     return pool.decode(taken)
 
@@ -173,7 +173,7 @@ def _included(pool: Pool, blocks: "np.ndarray[tuple[int], np.dtype[np.int64]]", 
     taken: list[int] = []
     factors: list[float] = []
     for i in np.flatnonzero(x[: len(blocks)] > 0):
-        if pool.mask(taken[-1] if taken else None, len(taken), longest)[blocks[i]]:
+        if pool.mask(taken, longest)[blocks[i]]:
             taken.append(int(blocks[i]))
             factors.append(rounded_scale(0.1 * x[len(blocks) + i]) if len(x) > len(blocks) else 1.0)
     path = _ended(pool, taken, longest)
@@ -196,7 +196,7 @@ def beam(ledger: Ledger, pool: Pool, preference: Floats, longest: int, rng: np.r
         while beginnings:
             grown = []
             for one in beginnings:
-                mask = pool.mask(one[-1] if one else None, len(one), longest)
+                mask = pool.mask(one, longest)
                 for block in rng.permutation(np.flatnonzero(mask[:-1])).tolist():
                     path = _completed(pool, (*one, block), longest)
                     grown.append((ledger.reward(path, preference), (*one, block)))
@@ -210,7 +210,7 @@ def _completed(pool: Pool, beginning: tuple[int, ...], longest: int) -> Path:
     taken, last = list(beginning), pool.blocks[beginning[-1]]
     for layer in range(last.layer + 1, pool.depths[last.model]):
         follower = pool.index.get((last.model, layer), pool.stop)
-        if follower == pool.stop or not pool.mask(taken[-1], len(taken), longest)[follower]:
+        if follower == pool.stop or not pool.mask(taken, longest)[follower]:
             break
         taken.append(follower)
     return _ended(pool, taken, longest)

@@ -45,7 +45,7 @@ class PathEnv(gymnasium.Env[Observation, Any]):
         longest: int,
         scales: bool = False,
     ) -> None:
-        if not pool.mask(None, 0, longest).any():
+        if not pool.mask((), longest).any():
             raise RecipeError(f"No path of at most {longest} blocks leads from width {pool.width_in} to {pool.width_out}.")
         self.pool, self.reward, self.longest, self.scales = pool, reward, longest, scales
         block = spaces.Discrete(pool.actions)
@@ -101,7 +101,7 @@ class PathEnv(gymnasium.Env[Observation, Any]):
     @property
     def action_mask(self) -> NDArray[np.bool_]:
         """`(actions,)`: what may come next."""
-        return self.pool.mask(self.taken[-1] if self.taken else None, len(self.taken), self.longest)
+        return self.pool.mask(self.taken, self.longest)
 
     def _observation(self) -> Observation:
         missing = self.longest - len(self.taken)

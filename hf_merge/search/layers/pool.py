@@ -29,12 +29,14 @@ class Pool:
 
     `statistics` `(blocks, features)` tells the policy what a block is like (zeros if not given). `width_in` is what the
     embeddings write and `width_out` what the head reads; by default what the first block reads and the last one writes.
+    A path takes blocks of one of the models `alternatives` at most.
     """
 
     blocks: tuple[Block, ...]
     statistics: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     width_in: int = 0
     width_out: int = 0
+    alternatives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -49,12 +51,14 @@ class Pool:
         object.__setattr__(self, "statistics", statistics)
         object.__setattr__(self, "width_in", self.width_in or self.blocks[0].width_in)
         object.__setattr__(self, "width_out", self.width_out or self.blocks[-1].width_out)
+        object.__setattr__(self, "alternatives", tuple(self.alternatives))
 
     @classmethod
-    def of(cls, depths: Mapping[str, int], statistics: Floats | None = None) -> "Pool":
+    def of(cls, depths: Mapping[str, int], statistics: Floats | None = None, *, alternatives: Sequence[str] = ()) -> "Pool":
         """Models of one width, by their numbers of layers."""
         blocks = tuple(Block(model, layer) for model, depth in depths.items() for layer in range(depth))
-        return cls(blocks=blocks, statistics=np.zeros((0, 0)) if statistics is None else statistics)
+        known = np.zeros((0, 0)) if statistics is None else statistics
+        return cls(blocks=blocks, statistics=known, alternatives=tuple(alternatives))
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -96,13 +100,22 @@ class Pool:
             needed = np.where((needed < 0) & reaches, more, needed)
         return needed
 
-    def mask(self, last: int | None, taken: int, longest: int) -> NDArray[np.bool_]:
-        """`(actions,)`: what may come after `taken` blocks of which `last` is the last one, if `longest` are the most.
+    @cached_property
+    def excludes(self) -> NDArray[np.bool_]:
+        """`(blocks, blocks)`: whether a path that has the first may not have the second, being another of the alternatives."""
+        which = np.array([self.alternatives.index(b.model) if b.model in self.alternatives else -1 for b in self.blocks])
+        return (which[:, None] >= 0) & (which[None, :] >= 0) & (which[:, None] != which[None, :])
+
+    def mask(self, taken: Sequence[int], longest: int) -> NDArray[np.bool_]:
+        """`(actions,)`: what may come after the blocks `taken`, if `longest` are the most.
 
         Widths fit at every seam, and a path can always be ended in time.
         """
+        last = taken[-1] if taken else None
         fits = np.array([b.width_in == self.width_in for b in self.blocks]) if last is None else self.follows[last]
-        blocks = fits & (self.to_end >= 0) & (taken + 1 + self.to_end <= longest)
+        blocks = fits & (self.to_end >= 0) & (len(taken) + 1 + self.to_end <= longest)
+        if self.alternatives and taken:
+            blocks &= ~self.excludes[list(taken)].any(0)
         return np.append(blocks, last is not None and self.to_end[last] == 0)
 
     def identity(self, model: str) -> Path:
@@ -118,8 +131,7 @@ class Pool:
     def allowed(self, path: Path, longest: int) -> bool:
         """Whether the search may take `path`."""
         actions = self.encode(path)
-        before = (None, *actions)
-        return all(self.mask(b, i, longest)[a] for i, (b, a) in enumerate(zip(before, (*actions, self.stop), strict=True)))
+        return all(self.mask(actions[:i], longest)[action] for i, action in enumerate((*actions, self.stop)))
 
     def encode(self, path: Path) -> tuple[int, ...]:
         """The actions of a path, without `stop`."""

@@ -23,6 +23,7 @@ def save_nets(folder: Folder, nets: PathNets) -> None:
         "statistics": pool.statistics.tolist(),
         "width_in": pool.width_in,
         "width_out": pool.width_out,
+        "alternatives": pool.alternatives,
         "shape": nets.shape,
     }
     unfinished = folder / f"{WEIGHTS}.part"
@@ -45,6 +46,7 @@ def load_nets(folder: Folder) -> PathNets:
         statistics=np.array(about["statistics"]),
         width_in=about["width_in"],
         width_out=about["width_out"],
+        alternatives=about.get("alternatives", ()),
     )
     nets = PathNets(pool, **about["shape"])
     nets.load_state_dict(load_file(folder / WEIGHTS))

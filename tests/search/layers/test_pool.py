@@ -39,28 +39,38 @@ def test_a_model_that_is_too_deep_has_no_identity_path():
 
 def test_a_path_cannot_stop_before_its_first_block():
     pool = Pool.of({"a": 2})
-    assert pool.mask(None, 0, 4).tolist() == [True, True, False]
+    assert pool.mask((), 4).tolist() == [True, True, False]
 
 
 def test_after_the_last_allowed_block_there_is_only_the_stop():
     pool = Pool.of({"a": 2})
-    assert pool.mask(0, 4, 4).tolist() == [False, False, True]
+    assert pool.mask((0, 0, 0, 0), 4).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
-    ("last", "taken", "longest", "allowed"),
+    ("taken", "longest", "allowed"),
     [
-        (None, 0, 9, [0, 1, 2]),
-        (0, 1, 9, [0, 1, 2, 5]),
-        (2, 1, 9, [3, 4]),
-        (3, 2, 9, [3, 4]),
-        (4, 3, 9, [0, 1, 2, 5]),
-        (2, 1, 2, [4]),  # no time for block 3: the way back to width 4 takes the last block
-        (0, 1, 2, [0, 1, 5]),  # block 2 would need block 4 after it
+        ((), 9, [0, 1, 2]),
+        ((0,), 9, [0, 1, 2, 5]),
+        ((2,), 9, [3, 4]),
+        ((2, 3), 9, [3, 4]),
+        ((2, 3, 4), 9, [0, 1, 2, 5]),
+        ((2,), 2, [4]),  # no time for block 3: the way back to width 4 takes the last block
+        ((0,), 2, [0, 1, 5]),  # block 2 would need block 4 after it
     ],
 )
-def test_widths_fit_and_a_path_can_always_end_in_time(last, taken, longest, allowed):
-    assert np.flatnonzero(NARROW_WIDE.mask(last, taken, longest)).tolist() == allowed
+def test_widths_fit_and_a_path_can_always_end_in_time(taken, longest, allowed):
+    assert np.flatnonzero(NARROW_WIDE.mask(taken, longest)).tolist() == allowed
+
+
+def test_a_path_takes_one_of_the_alternatives():
+    pool = Pool.of({"a": 2, "merged": 2, "merged 2": 2}, alternatives=("merged", "merged 2"))
+    assert np.flatnonzero(pool.mask((0,), 9)).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.flatnonzero(pool.mask((0, 2), 9)).tolist() == [0, 1, 2, 3, 6]
+    assert np.flatnonzero(pool.mask((5, 1), 9)).tolist() == [0, 1, 4, 5, 6]
+    assert pool.allowed((Step("merged 2", 0), Step("a", 1), Step("merged 2", 1)), 9)
+    assert not pool.allowed((Step("merged 2", 0), Step("a", 1), Step("merged", 1)), 9)
+    assert len(pool.identities(9)) == 3
 
 
 def test_an_allowed_path_ends_at_the_width_of_the_head():
