@@ -50,7 +50,7 @@ class Merged:
 
 
 def check(recipe: Recipe | Path | str, *, pickles: bool = False, token: str | bool | None = None) -> MergePlan:
-    """What a merge would read, merge and write, from headers and configs alone. `print` it.
+    """What a merge would read, merge and write, from headers and configs alone: `print` it, or look at it.
 
     `recipe` may be a `Recipe` or the path of a YAML file. Raises `RecipeError`, `CheckpointError` or `MergeError` with every
     mismatch between the models, or if transformers could not load the result.

@@ -1,11 +1,14 @@
 """The examples do what they say."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from hf_merge.auto import study_arguments
 from hf_merge.demo.specialists import FamilyFolder
@@ -43,3 +46,17 @@ def test_the_example_of_slices_is_a_recipe_of_48_layers() -> None:
 def test_the_example_of_adapters_is_a_recipe() -> None:
     recipe = yaml.load(EXAMPLES / "adapters.yaml")
     assert (recipe.method, recipe.arguments()["weights"]) == ("task_arithmetic", [0.5, 0.3, 0.2])
+
+
+@pytest.mark.slow
+def test_the_example_notebook_runs_and_shows_pictures(specialists: FamilyFolder, tmp_path: Path) -> None:
+    notebook = nbformat.read(EXAMPLES / "three_specialists.ipynb", 4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ())}
+    assert {"text/html", "image/png"} <= shown
+    assert notebook.cells[-2].outputs[-1].data["text/plain"] == "'question:LOC'"
+
+
+def test_the_example_notebook_tells_nothing_of_the_machine_that_ran_it() -> None:
+    text = (EXAMPLES / "three_specialists.ipynb").read_text()
+    assert not re.search(r"/(root|home|tmp|Users)/", text)

@@ -12,6 +12,7 @@ ROOT = Path(hf_merge.__file__).parent
 
 FLOORS = {
     "errors": -1,  # below model_ref, which raises them
+    "shown": -1,
     "version": -1,
     "model_ref": 0,
     "cache": 0,

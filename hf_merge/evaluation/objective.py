@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from hf_merge.errors import EvaluationError, unknown
 from hf_merge.evaluation.tasks import CODE_GENERATION, LM_EVAL, LOWER_IS_BETTER, NEEDS_LEAVE, NONE, TASKS, TEXT_CLASSIFICATION
 from hf_merge.scores import MAXIMIZE, MINIMIZE
+from hf_merge.shown import as_printed
 
 HARNESS_ARGUMENTS = ("num_fewshot", "filter", "chat_template", "system_instruction", "fewshot_as_multiturn")
 _POOLING = ("mean", "cls", "last")
@@ -282,6 +283,8 @@ class Objective:
         local = isinstance(self.dataset, Path) or Path(self.dataset).expanduser().exists()
         label = Path(self.dataset).expanduser().resolve().name if local else str(self.dataset)
         return f"{label} ({self.config})" if self.config else label
+
+    _repr_pretty_ = as_printed
 
     def __str__(self) -> str:
         if self.dataset is None:

@@ -25,6 +25,7 @@ from hf_merge.methods import METHODS
 from hf_merge.methods.method import WHOLE_MODEL, Method
 from hf_merge.model_ref import ModelRef
 from hf_merge.recipes.recipe import Recipe
+from hf_merge.shown import as_printed
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Threads that merge on a CPU."""
@@ -120,6 +121,7 @@ class MergePlan:
     config: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: VocabularyPlan | None = None
     licenses: Mapping[str, Any] = field(default_factory=dict)
+    _repr_pretty_ = as_printed
 
     @property
     def method(self) -> Method:
@@ -194,10 +196,8 @@ class MergePlan:
             f"{self.parameters:,} parameters, {self.bytes_written / 1e6:,.1f} MB in {shards}; "
             f"reads {self.bytes_read / 1e6:,.1f} MB."
         )
-        if self.vocabulary:
-            lines += [str(self.vocabulary), *(f"Note: {warning}" for warning in self.vocabulary.warnings)]
-        lines.append(f"About {self.seconds:,.0f} s and {self.memory / 1e6:,.0f} MB of memory for tensors on this machine.")
-        return "\n".join(lines)
+        cost = f"About {self.seconds:,.0f} s and {self.memory / 1e6:,.0f} MB of memory for tensors on this machine."
+        return "\n".join([*lines, *([str(self.vocabulary)] if self.vocabulary else []), cost])
 
 
 def open_inputs(recipe: Recipe, api: HfApi | None = None, *, pickles: bool = False) -> dict[ModelRef, Checkpoint]:

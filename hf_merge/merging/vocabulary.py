@@ -95,9 +95,9 @@ class VocabularyPlan:
 
     def __str__(self) -> str:
         shown = ", ".join(repr(token) for token in self.added[:5]) + (", …" if len(self.added) > 5 else "")
-        return f"Vocabulary: {len(self.ids)} tokens in {self.rows} rows" + (
-            f", {len(self.added)} added: {shown}" if self.added else ""
-        )
+        added = f", {len(self.added)} added: {shown}" if self.added else ""
+        notes = (f"Note: {warning}" for warning in self.warnings)
+        return "\n".join([f"Vocabulary: {len(self.ids)} tokens in {self.rows} rows{added}", *notes])
 
 
 def align_vocabularies(

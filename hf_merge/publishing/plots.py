@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -96,7 +97,7 @@ def plot_front(
     axes. Trials without every score on the split are left out.
     """
     picture = _Picture(front, _marks(front, parents, others, chosen, split), metrics or {})
-    figure = Figure(dpi=DPI, facecolor="white", layout="constrained")
+    figure = _ShownFigure(dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     m = len(front.objectives)
     (picture.lines if m == 1 else picture.panels if m <= 3 else picture.parallel)(figure)
@@ -105,6 +106,15 @@ def plot_front(
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
     picture.finish(figure)
     return figure
+
+
+class _ShownFigure(Figure):
+    """A notebook shows figures of pyplot by itself, and others by this."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        save_png(self, buffer)
+        return buffer.getvalue()
 
 
 def save_png(figure: Figure, path: Path | str | BinaryIO) -> None:

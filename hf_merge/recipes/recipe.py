@@ -17,6 +17,7 @@ from hf_merge.recipes.parameters import wrong_number, wrong_parameters
 from hf_merge.recipes.tokenizer import TokenizerRequest
 from hf_merge.recipes.tokenizer import to_dict as tokenizer_to_dict
 from hf_merge.recipes.value import Value, graded, layered, parsed, plain, resolved
+from hf_merge.shown import as_printed
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRIVATE = ("refuse", "base", "owner", "drop")
@@ -250,6 +251,8 @@ class Recipe:
                 usual = {"copied": False, "residual_scale": 1.0, "depth": None}
                 written += [[name, getattr(part, name)] for name, value in usual.items() if getattr(part, name) != value]
         return written
+
+    _repr_pretty_ = as_printed
 
     def __str__(self) -> str:
         on = f" on {self.base.name}" if self.base else ""

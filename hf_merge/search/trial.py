@@ -10,6 +10,7 @@ from hf_merge import pareto
 from hf_merge.errors import RecipeError, unknown
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.scores import MAXIMIZE, Scores
+from hf_merge.shown import as_printed
 
 Split = Literal["search", "held_out"]
 
@@ -46,6 +47,17 @@ class Trial:
     def name(self) -> str:
         """The label, or `trial N`."""
         return self.label or f"trial {self.number}"
+
+    _repr_pretty_ = as_printed
+
+    def __str__(self) -> str:
+        rows = [f"{self.name}: {self.recipe}"]
+        for split, what in (("search", "on search rows"), ("held_out", "held out")):
+            if scores := self.on(split):  # type: ignore[arg-type]
+                kind = f"{what}, estimated" if self.stopped else what
+                rows.append(f"  {kind}: " + ", ".join(f"{name} {score.value:.4f}" for name, score in scores.items()))
+        rows += [f"  misses {name} by {violation:.4g}" for name, violation in self.violations.items()]
+        return "\n".join(rows + ([f"  failed: {self.error}"] if self.error else []))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
