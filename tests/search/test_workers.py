@@ -1,5 +1,6 @@
 """Several workers on one study: claims, signs of life, what is refused, and a server that goes away."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -379,12 +380,14 @@ class Workers:
         while True:
             self.check()
             process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until then it goes on
             began, ended = (dict(self.log(what)).get(process.pid) for what in ("began", "ended"))
             if began is not None and began != ended:
                 process.send_signal(kind)
                 process.send_signal(signal.SIGCONT)
-                process.communicate()
+                _, err = process.communicate()
                 self.processes.remove(process)
+                assert kind == signal.SIGKILL or process.returncode == 0, err
                 return began
             process.send_signal(signal.SIGCONT)
             time.sleep(0.01)
