@@ -327,12 +327,13 @@ def test_the_progress_bar_counts_the_others_trials(
 # Processes
 
 WORKER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import Specialists
 from hf_merge.search.loop import search
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has those in the background ignore it
 folder, storage, trials, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 problem = Specialists()
 
