@@ -158,10 +158,10 @@ def architecture(
     """What it takes to search paths through the layers of a finished search's models and of its best merges: its front's knee
     and, of more than one, those that are best for the most of the `preferences` `(N, K)`.
 
-    A merge serves all preferences, and with few of them paths are scored for many preferences at once. Models of
-    different depths have no merge; the paths go through their own layers. With `share` what a path has run on a batch is not
-    run again by paths that begin alike. Raises
-    `RecipeError` if no merge of all models could be scored, and `MergeError` for layers that cannot stand in one model.
+    A merge serves all preferences, and with few of them paths are scored for many preferences at once. Models of different
+    depths have no merge; the paths go through their own layers. With `share` what a path has run on a batch is not run again
+    by paths that begin alike. Raises `RecipeError` if no merge of all models could be scored, and `MergeError` for layers that
+    cannot stand in one model.
     """
     study, space = found.study, found.space
     by_digest = {t.recipe.digest: t for t in study.trials if t.scores}
@@ -169,7 +169,7 @@ def architecture(
     specialists = to_points(list(models.values()), study.directions)
     bases = [by_digest[r.digest] for r in base_of(space).values() if r.digest in by_digest]
     start = to_points(bases, study.directions)[0] if bases else specialists.min(0)
-    normalized, pooled = normalizer(start, specialists), list[Trial]()
+    normalized = normalizer(start, specialists)
     if isinstance(found.score.live, Apart):
         model = found.score.live.pool
     else:
@@ -180,7 +180,7 @@ def architecture(
     return Architecture(
         study=study,
         score=PathScorer(model=model, merges=found.score),
-        pool=Pool.of(model.depths, model.statistics(), alternatives=list(model.recipes) if len(pooled) > 1 else ()),
+        pool=Pool.of(model.depths, model.statistics(), alternatives=tuple(model.recipes) if len(model.recipes) > 1 else ()),
         normalized=normalized,
         known={model.identity(name): trial for name, trial in models.items() if name in model.depths},
         first=1 + max(t.number for t in study.trials),

@@ -1,7 +1,6 @@
 """What `auto_merge()` gives back: the front, every trial behind it, and what can be done with them."""
 
 import base64
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from hf_merge.merging.plan import open_inputs, plan
 from hf_merge.publishing.card import render
 from hf_merge.publishing.facts import SearchFacts
 from hf_merge.publishing.front_facts import alike, contributions, history, optimism
-from hf_merge.publishing.plots import Figure, plot_front, save_png
+from hf_merge.publishing.plots import Figure, plot_front, png
 from hf_merge.publishing.position import Gap, hypervolume_gain
 from hf_merge.publishing.push import check_writable, push_collection
 from hf_merge.recipes.yaml import from_dict, to_dict
@@ -254,9 +253,7 @@ class MergeResult:
         raise RecipeError(f"There is no trial {given}. The front's: {', '.join(str(t.number) for t in self.front)}.")
 
     def _png(self, chosen: Trial | None = None) -> bytes:
-        buffer = io.BytesIO()
-        save_png(self.plot(chosen=chosen), buffer)
-        return buffer.getvalue()
+        return png(self.plot(chosen=chosen))
 
     def __repr__(self) -> str:
         volumes = ", ".join(

@@ -112,9 +112,14 @@ class _ShownFigure(Figure):
     """A notebook shows figures of pyplot by itself, and others by this."""
 
     def _repr_png_(self) -> bytes:
-        buffer = BytesIO()
-        save_png(self, buffer)
-        return buffer.getvalue()
+        return png(self)
+
+
+def png(figure: Figure) -> bytes:
+    """What `save_png` writes."""
+    buffer = BytesIO()
+    save_png(figure, buffer)
+    return buffer.getvalue()
 
 
 def save_png(figure: Figure, path: Path | str | BinaryIO) -> None:
