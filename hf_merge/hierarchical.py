@@ -15,7 +15,7 @@ from hf_merge.evaluation.objective import Objective
 from hf_merge.merging.apart import Apart
 from hf_merge.merging.path_model import PathModel
 from hf_merge.merging.prefixes import Prefixes
-from hf_merge.recipes.path import Path, path_of
+from hf_merge.recipes.path import MERGED, Path, path_of
 from hf_merge.recipes.recipe import Recipe
 from hf_merge.scores import Scores, load_scores, partial
 from hf_merge.scoring import Scorer, scores_path
@@ -44,23 +44,22 @@ class PathScorer:
 
     model: PathModel
     merges: Scorer
-    paths: dict[str, Path] = field(default_factory=dict)
-    """Those of `recipe_of`, by the digests of their recipes: a recipe alone does not say which merge of the pool it has."""
-
-    def recipe_of(self, path: Path) -> Recipe:
-        """The recipe of a path, to be scored."""
-        recipe = self.model.recipe_of(path)
-        self.paths[recipe.digest] = path
-        return recipe
 
     def __call__(self, recipe: Recipe, split: Split = "search") -> Scores:
-        """The recipe's scores."""
+        """The recipe's scores. Raises `RecipeError` for layers of another merge than the pool's."""
         if scores := load_scores(scores_path(self.merges.run, split, recipe.digest)):
             return scores
         if recipe.layers is None:
             return self.merges(recipe, split)
-        path = self.paths.get(recipe.digest) or path_of(recipe.layers)
-        return self.merges.measured(self.model.take(path), recipe, split)
+        return self.merges.measured(self.model.take(self.path_of(recipe)), recipe, split)
+
+    def path_of(self, recipe: Recipe) -> Path:
+        """The path whose recipe this is. Its layers alone do not say which merge of the pool they are of."""
+        for merge in self.model.recipes or (MERGED,):
+            path = path_of(recipe.layers, merge) if recipe.layers is not None else ()
+            if path and self.model.recipe_of(path).digest == recipe.digest:
+                return path
+        raise RecipeError("The recipe's layers are of other models, or of another merge, than those of this search's paths.")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -108,7 +107,7 @@ class Architecture:
         """A path's objectives `(K,)`, normalized by base and specialists and all maximized; NaN if it cannot be scored."""
         if path in self.known:
             return self.normalized(to_points([self.known[path]], self.study.directions)[0])
-        recipe, started, error = self.score.recipe_of(path), time.monotonic(), None
+        recipe, started, error = self.score.model.recipe_of(path), time.monotonic(), None
         scores: Scores = {}
         try:
             scores = self.score(recipe)

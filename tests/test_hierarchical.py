@@ -116,11 +116,13 @@ def test_paths_take_layers_of_several_merges_and_are_what_their_recipes_say(
     knee = Front.of(whole, result.front.directions, result.front.reference).choose()
     assert made.known[made.pool.identity("merged")].recipe == knee.recipe
     scored = {t.recipe.digest: t for t in result.trials}
-    taken = {digest: path for digest, path in made.score.paths.items() if len({step.model for step in path}) > 1}
+    taken = {t.recipe.digest: made.score.path_of(t.recipe) for t in result.trials if t.recipe.layers is not None}
     used = {step.model for path in taken.values() for step in path}
     assert used & set(names[1:])
     assert all(len({step.model for step in path} & set(names)) <= 1 for path in taken.values())
     digest = next(digest for digest, path in taken.items() if {step.model for step in path} & set(names[1:]))
+    with pytest.raises(RecipeError, match="another merge"):
+        made.score(replace(scored[digest].recipe, parameters={"weight": 0.123}))
     merge(scored[digest].recipe, tmp_path / "out", progress=False)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -49,8 +49,9 @@ def along(recipe: Recipe, path: Sequence[Step], depth: int) -> Recipe:
     return replace(recipe, layers=LayerMap(slices))
 
 
-def path_of(layers: LayerMap) -> Path:
-    """The path that a map of layers describes. A merged layer is numbered as in the first of its sources.
+def path_of(layers: LayerMap, merge: str | None = None) -> Path:
+    """The path that a map of layers describes. A merged layer is numbered as in the first of its sources, and called `merge`;
+    without that `MERGED`, or by the name of its one model.
 
     Raises `RecipeError` for slices without an end.
     """
@@ -59,9 +60,9 @@ def path_of(layers: LayerMap) -> Path:
         first, merged = part.sources[0], [source for source in part.sources if source.model]
         if first.length is None:
             raise RecipeError(f"The layers of {first.model or 'the base'!r} have no end in a slice, so they are no path.")
-        alone = part.copied or len(merged) < 2
-        name = (merged or [first])[0].model if alone else MERGED
-        start = (merged or [first])[0].start
+        name, start = (merged or [first])[0].model, (merged or [first])[0].start
+        if merged and not part.copied:
+            name = merge or (name if len(merged) == 1 else MERGED)
         found += [Step(name, start + i, part.residual_scale if i == 0 else 1.0) for i in range(first.length)]
     return tuple(found)
 

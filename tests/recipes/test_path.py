@@ -30,6 +30,15 @@ def test_a_recipes_path_is_the_one_that_it_was_made_of():
     assert path_of(along(recipe(), PATH, 4).layers) == PATH
 
 
+def test_layers_of_a_merge_are_called_as_asked_also_if_one_model_is_merged():
+    path = (Step("a", 0), Step("merged 2", 2, 1.25), Step("merged 2", 3), Step("", 3))
+    called = [replace(step, model="merged") if step.model == "merged 2" else step for step in path]
+    assert path_of(along(recipe(), called, 4).layers, "merged 2") == path
+    layers = along(recipe(models=("org/a",)), called, 4).layers
+    assert path_of(layers, "merged 2") == path
+    assert [step.model for step in path_of(layers)] == ["a", "a", "a", ""]
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.25])
 def test_a_scale_stands_before_one_layer_only(scale):
     (part,) = along(recipe(), (Step("a", 0, scale), Step("a", 1)), 4).layers.slices
