@@ -15,6 +15,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import optuna
@@ -26,7 +27,7 @@ from hf_merge import pareto
 from hf_merge.search.samplers.mmmo import mmmo
 from hf_merge.search.samplers.nsga2 import NSGA2Sampler
 
-LIGHT: dict[str, int] = {"samples": 32, "restarts": 2, "raw_samples": 64, "iterations": 50}
+LIGHT: dict[str, Any] = {"samples": 32, "restarts": 2, "raw_samples": 64, "iterations": 50}
 """What the acquisition may spend here: half of the defaults."""
 
 SAMPLERS: dict[str, Callable[[int, tuple[float, ...]], BaseSampler]] = {

@@ -36,7 +36,7 @@ def masked(method: str, files: list[str], parameters: dict[str, Any], out: str) 
         return mask
 
     torch.manual_seed(1)
-    torch.bernoulli = record
+    torch.bernoulli = record  # type: ignore[assignment]
     models, found, raised = [load_file(file) for file in files], {}, []
     for name in sorted(set.intersection(*(set(model) for model in models))):
         if not models[0][name].is_floating_point():

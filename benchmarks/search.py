@@ -240,7 +240,7 @@ def theirs(problem: Problem, population: int, seed: int, budgets: Sequence[int])
     """pymoo's NSGA-II."""
     recipes: list[Recipe] = []
 
-    class Wrapped(ElementwiseProblem):  # type: ignore[misc]
+    class Wrapped(ElementwiseProblem):
         def __init__(self) -> None:
             super().__init__(n_var=len(problem.space.distributions), n_obj=len(problem.reference), xl=0.0, xu=1.0)
 

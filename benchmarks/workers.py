@@ -68,8 +68,9 @@ def throughput(workers: int, storage: str, trials: int, seconds: float) -> float
     found = Study.load(storage, study)
     assert found.evaluated == trials
     ran = [t for t in found.optuna.trials if t.user_attrs.get("seconds")]
-    began, ended = min(t.datetime_start for t in ran), max(t.datetime_complete for t in ran)
-    return trials / (ended - began).total_seconds()
+    began = [t.datetime_start.timestamp() for t in ran if t.datetime_start is not None]
+    ended = [t.datetime_complete.timestamp() for t in ran if t.datetime_complete is not None]
+    return trials / (max(ended) - min(began))
 
 
 def main() -> None:
