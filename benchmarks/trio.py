@@ -28,7 +28,7 @@ Every run's evaluations are kept as JSON lines in `--folder`; the same call agai
 
     pip install pymoo
     python benchmarks/trio.py --mergekit ANOTHER_VENV/bin/python [--seeds 5] [--arms random nsga2 nsga2+racing …] [--rows 192]
-    python benchmarks/trio.py --no-peer --seeds 10 --raced-trials 140 --arms random random+racing
+    python benchmarks/trio.py --no-peer --seeds 20 --every 1 --rows 512 --raced-trials 140 --arms random random+racing
     python benchmarks/trio.py --anatomy --rows 512 --trials 40 --arms nsga2 map
 """
 
