@@ -51,12 +51,14 @@ _VIT: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "image_size": 21,
+    "patch_size": 7,
+    "num_labels": 5,
 }
 GENERATED: dict[str, Callable[[], PreTrainedModel]] = {
     "Llama": lambda: LlamaForCausalLM(LlamaConfig(**_TEXT)),
     "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_TEXT, num_local_experts=3)),
     "T5": lambda: T5ForConditionalGeneration(T5Config(**_T5)),
-    "ViT": lambda: ViTForImageClassification(ViTConfig(**_VIT | {"patch_size": 7, "num_labels": 5})),
+    "ViT": lambda: ViTForImageClassification(ViTConfig(**_VIT)),
 }
 REAL = ("MiniLM", "rxnfp", "BERT-tiny")
 PUBLISHED = " (published names)"
