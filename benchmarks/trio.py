@@ -99,6 +99,9 @@ RACED = 0.4
 AT = (10, 20, 30, 40, 60, 80, 100, 150, 200)
 """Evaluations at which hypervolumes are shown."""
 
+SPENT = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+"""Shares of the peer's example-evaluations at which they are shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
@@ -185,10 +188,10 @@ class Trio:
                 print(json.dumps([digest, known[digest]]), file=lines, flush=True)
         return known
 
-    def search(self, folder: Path, speculative: bool = True, **settings: Any) -> Searched:
-        """A search of ours; `speculative` as in `Objective`."""
+    def search(self, folder: Path, speculative: bool = True, smoothed: bool = False, **settings: Any) -> Searched:
+        """A search of ours; `speculative` and `smoothed` as in `Objective`."""
         models = list(self.family.models.values())
-        objectives = [replace(each, speculative=speculative) for each in self.objectives]
+        objectives = [replace(each, speculative=speculative, smoothed=smoothed) for each in self.objectives]
         usual: dict[str, Any] = {"methods": self.options.methods, "folder": folder, "device": "cpu", "progress": False}
         return searched(self.family.base, models, objectives, **usual | settings)
 
@@ -224,11 +227,13 @@ class Trio:
         return [Evaluated(**json.loads(line)) for line in path.read_text().splitlines()]
 
     def _ours(self, arm: str, seed: int) -> Run:
-        name, _, racing = arm.partition("+")
+        name, *with_ = arm.split("+")
+        racing = "racing" in with_
         trials = (racing and self.options.raced_trials) or self.options.trials
         clocked = Clocked(sampler(name, seed=seed, trials=trials, existing=0))
         with tempfile.TemporaryDirectory() as folder:
-            study = self.search(Path(folder), trials=trials, sampler=clocked, seed=seed, racing=racing == "racing").study
+            settings: dict[str, Any] = {"trials": trials, "sampler": clocked, "seed": seed, "racing": racing}
+            study = self.search(Path(folder), smoothed="smoothed" in with_, **settings).study
             clocked.look()
             tried = study.trials
         looks = np.array(clocked.looks) - clocked.looks[0]
@@ -401,6 +406,21 @@ def show_curves(curves: Curves, peer: str) -> None:
         print(f"| {arm} | {' | '.join(cells)} |")
 
 
+def show_spent(curves: Curves, peer: str) -> None:
+    """Hypervolumes when so much of the peer's example-evaluations has been spent, as a share of its last one of the same seed,
+    mean ± s.e."""
+    print(f"\nthe same after so much of {peer}'s example-evaluations")
+    print("| run | " + " | ".join(f"{share:.0%}" for share in SPENT) + " |\n" + "|---" * (len(SPENT) + 1) + "|")
+    for arm, found in curves.items():
+        cells = []
+        for share in SPENT:
+            pairs = [(each, other, share * other.examples[-1]) for each, other in zip(found, curves[peer], strict=True)]
+            enough = all(each.examples[0] <= spent <= each.examples[-1] for each, _, spent in pairs)
+            levels = [each.held_out[(each.examples <= spent).sum() - 1] / other.held_out[-1] for each, other, spent in pairs]
+            cells.append(mean(levels) if enough else "")
+        print(f"| {arm} | {' | '.join(cells)} |")
+
+
 def show_reached(curves: Curves, peer: str, for_good: bool, clock: str) -> None:
     """What each run took to the peer's last held-out hypervolume of the same seed, and the ratios, one by one."""
     print(f"\nuntil {peer}'s held-out hypervolume is reached{' for good' if for_good else ''}, seed by seed (- never)")
@@ -523,6 +543,7 @@ def main() -> None:
     if options.no_peer:
         return
     show_curves(curves, peer)
+    show_spent(curves, peer)
     for for_good in (False, True):
         show_reached(curves, peer, for_good, "cpu" if options.cpu else "seconds")
     show_costs(curves, peer)

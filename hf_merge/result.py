@@ -103,8 +103,10 @@ class MergeResult:
 
     def optimism(self) -> pandas.DataFrame:
         """By objective: how much better the front looks on search data than on held-out data, on average, and between which
-        bounds (95 %, of the held-out rows). Positive is flattering."""
-        rows = {name: (g.value, g.low, g.high) for name, g in optimism(self.front).items()}
+        bounds (95 %, of the held-out rows). Positive is flattering. Without objectives whose search rows are smoothed: those
+        scores are no accuracies."""
+        smoothed = {objective["name"] for objective in self.objectives if objective.get("smoothed")}
+        rows = {name: (g.value, g.low, g.high) for name, g in optimism(self.front).items() if name not in smoothed}
         return pandas.DataFrame.from_dict(rows, orient="index", columns=["optimism", "low", "high"])
 
     def alike(self) -> list[tuple[int, int]]:

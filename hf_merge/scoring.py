@@ -68,7 +68,7 @@ class Scorer:
         scores: Scores
         if split == "search" and self.racing and recipe.digest not in self.whole and (rivals := self._rivals()):
             reference = reference_point([rivals[digest] for digest in self.parents], self.evaluator.directions)
-            racing = Racing(self.evaluator.directions, reference)
+            racing = Racing(self.evaluator.directions, reference, smoothed=self.evaluator.smoothed)
             others = list(rivals.values())
             rounds = self.evaluator.rounds(model, priorities=racing.priorities(others), facts=facts)
             scores, _ = race(rounds, racing, others, tried=len(self._known))

@@ -11,7 +11,11 @@ from hf_merge.demo.specialists import FamilyFolder
 from hf_merge.errors import RecipeError
 from hf_merge.evaluation.objective import Objective
 from hf_merge.result import MergeResult
+from hf_merge.scores import load_scores, smoothed
+from hf_merge.scoring import scores_path
+from hf_merge.search.leads import leads_of
 from hf_merge.search.samplers.names import SAMPLERS
+from hf_merge.search.study import Study
 
 Run = Callable[..., MergeResult]
 
@@ -20,7 +24,7 @@ Run = Callable[..., MergeResult]
 def run(specialists: FamilyFolder, tmp_path: Path) -> Run:
     """A search over 160 rows a task, kept in a folder of its own."""
 
-    def search(more: list[Objective] = [], **settings: object) -> MergeResult:  # noqa: B006
+    def search(more: list[Objective] = [], *, smoothed: bool = False, **settings: object) -> MergeResult:  # noqa: B006
         objectives = [
             Objective(
                 name=task.name,
@@ -28,6 +32,7 @@ def run(specialists: FamilyFolder, tmp_path: Path) -> Run:
                     {split: specialists.dataset(task.name, split).select(range(160)) for split in ("search", "held_out")}
                 ),
                 labels=task.labels,
+                smoothed=smoothed,
             )
             for task in specialists.family.tasks
         ]
@@ -65,6 +70,21 @@ def test_racing_sees_fewer_rows_and_keeps_what_it_stopped_off_the_front(run: Run
     assert all(score.examples == 160 for trial in result.front for score in trial.scores.values())
     first = {trial.number for trial in (*result.parents, *result.others)}
     assert not first & {trial.number for trial in stopped}
+
+
+def test_a_search_over_smoothed_rows_learns_from_margins_races_by_them_and_reports_plain_accuracies(
+    run: Run, tmp_path: Path
+) -> None:
+    result = run(trials=32, smoothed=True, racing=True, sampler="map")
+    stored = Study.load(tmp_path / "run" / "study.log").optuna.trials
+    assert any(trial.stopped for trial in result.trials)
+    assert all(margins is not None and margins.shape == (32, 160) for margins in (leads_of(stored, i) for i in range(3)))
+    for trial in result.front:
+        kept = load_scores(scores_path(tmp_path / "run", "search", trial.recipe.digest))
+        for name, score in trial.held_out.items():
+            assert score.value * 160 == pytest.approx(round(score.value * 160))
+            assert trial.scores[name].value == pytest.approx(smoothed(kept[name].margins).mean(), abs=1e-6)
+    assert result.optimism().empty
 
 
 def test_weights_may_differ_between_groups_of_layers(run: Run) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,9 +17,10 @@ from hf_merge.errors import EvaluationError, unknown
 from hf_merge.evaluation.lm_eval import Harness
 from hf_merge.evaluation.loaded_metric import LoadedMetric, load_metric
 from hf_merge.evaluation.metrics.summed import Values
-from hf_merge.evaluation.named_test import searches_test_data, warn_of_test_data
+from hf_merge.evaluation.named_test import warn_of_test_data
 from hf_merge.evaluation.objective import Objective
-from hf_merge.evaluation.reader import Part, Reader, label_names
+from hf_merge.evaluation.prepared import Prepared, as_bytes, facts_of, identity, settings_of
+from hf_merge.evaluation.reader import Reader, label_names
 from hf_merge.evaluation.rounds import SHARES, PartialRun
 from hf_merge.evaluation.rows import SEARCH, SPLITS, load_rows
 from hf_merge.evaluation.runners.probes import PROBES
@@ -27,16 +28,6 @@ from hf_merge.evaluation.runners.table import RUNNERS
 from hf_merge.evaluation.tasks import LM_EVAL, NONE, TASKS
 from hf_merge.pareto import Floats
 from hf_merge.scores import Score
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Prepared:
-    """An objective with its splits, ready to run; one without data has neither splits nor a metric, only a probe."""
-
-    objective: Objective
-    digest: str
-    metric: LoadedMetric | None = None
-    parts: Mapping[str, Part] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -90,6 +81,11 @@ class Evaluator:
         return MappingProxyType({objective.name: str(objective.direction) for objective in self.objectives})
 
     @property
+    def smoothed(self) -> frozenset[str]:
+        """The names of the objectives whose search rows are smoothed."""
+        return frozenset(objective.name for objective in self.objectives if objective.smoothed)
+
+    @property
     def fingerprint(self) -> str:
         """32 hex digits of all that a score depends on besides the model: token ids, right answers, metrics, task settings.
 
@@ -99,7 +95,7 @@ class Evaluator:
 
     def describe(self) -> list[dict[str, Any]]:
         """Each objective as plain facts for a card; `rows` counts what is scored."""
-        return [_facts(prepared) for prepared in self._prepared]
+        return [facts_of(prepared) for prepared in self._prepared]
 
     def measure(
         self,
@@ -177,7 +173,7 @@ class Evaluator:
             model.to(self.device)  # type: ignore[arg-type]
 
     def _score(
-        self, prepared: _Prepared, model: PreTrainedModel, split: str, replicates: int, facts: Mapping[str, float]
+        self, prepared: Prepared, model: PreTrainedModel, split: str, replicates: int, facts: Mapping[str, float]
     ) -> Score:
         start, name = time.perf_counter(), prepared.objective.name
         if prepared.metric is None:
@@ -200,10 +196,10 @@ class Evaluator:
                 f"with the labels {', '.join(label_names(self._reader.config))}."
             )
 
-    def _prepare(self, objective: Objective) -> _Prepared:
+    def _prepare(self, objective: Objective) -> Prepared:
         self._reader.check(objective)
         if objective.task == NONE:
-            return _Prepared(objective=objective, digest=hashlib.sha256(repr(_identity(objective)).encode()).hexdigest())
+            return Prepared(objective=objective, digest=hashlib.sha256(repr(identity(objective)).encode()).hexdigest())
         if objective.task == LM_EVAL:
             harness = Harness(objective)
             metric, parts = harness.metric, {split: harness.part(split, self._reader) for split in SPLITS}
@@ -211,15 +207,16 @@ class Evaluator:
             metric, prepare = load_metric(objective), RUNNERS[objective.task]
             parts = {split: prepare(objective, rows, self._reader) for split, rows in load_rows(objective).items()}
         warn_of_test_data(objective, parts[SEARCH].label)
-        settings = _settings(objective, metric, parts[SEARCH], self._reader)
+        parts[SEARCH] = replace(parts[SEARCH], smoothed=objective.smoothed)
+        settings = settings_of(objective, metric, parts[SEARCH], self._reader)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
         for part in parts.values():
             if not TASKS[objective.task].own_metrics:
                 _rehearse(metric, part.references)
             for values in part.runner.arrays():
                 digest.update(np.ascontiguousarray(values).tobytes())
-            digest.update(_bytes(part.references))
-        return _Prepared(objective=objective, metric=metric, parts=parts, digest=digest.hexdigest())
+            digest.update(as_bytes(part.references))
+        return Prepared(objective=objective, metric=metric, parts=parts, digest=digest.hexdigest())
 
 
 def _wrong_names(objectives: Sequence[Objective]) -> Iterable[str]:
@@ -249,52 +246,3 @@ def _probe(objective: Objective, model: PreTrainedModel, facts: Mapping[str, flo
     except EvaluationError as error:
         raise EvaluationError(f"Objective {objective.name!r}: {error}") from error
     return Score(value=value, examples=0)
-
-
-def _identity(objective: Objective) -> list[Any]:
-    return [objective.name, objective.task, objective.direction, objective.metric_name]
-
-
-def _settings(objective: Objective, metric: LoadedMetric, part: Part, reader: Reader) -> list[Any]:
-    """What a score depends on besides rows and right answers."""
-    options = TASKS[objective.task].options
-    return [
-        *_identity(objective)[:3],
-        metric.identity,
-        metric.key,
-        sorted(metric.arguments.items()),
-        list(part.labels),
-        [objective.max_new_tokens] if "max_new_tokens" in options else [],
-        [objective.pooling or reader.pooling] if "pooling" in options else [],
-    ]
-
-
-def _bytes(references: Values) -> bytes:
-    return references.tobytes() if isinstance(references, np.ndarray) else json.dumps(references).encode()
-
-
-def _facts(prepared: _Prepared) -> dict[str, Any]:
-    objective, metric = prepared.objective, prepared.metric
-    if metric is None:
-        described = {"name": objective.name, "metric": objective.metric, "direction": objective.direction}
-        return {**described, "implementation": f"hf_merge {objective.metric}"}
-    part = prepared.parts[SEARCH]
-    return {
-        "name": objective.name,
-        "task": objective.task,
-        "metric": metric.name,
-        "metric_key": metric.key,
-        "metric_arguments": dict(metric.arguments),
-        "implementation": metric.implementation,
-        "direction": objective.direction,
-        "dataset": objective.dataset_label,
-        "config": objective.config,
-        "revision": objective.revision,
-        "split": part.label,
-        "searched_on_test": searches_test_data(objective, part.label),
-        "held_out": prepared.parts["held_out"].label,
-        **{f"rows_{split}": len(part.references) for split, part in prepared.parts.items()},
-        "labels": list(part.labels),
-        "max_length": part.max_length,
-        "max_new_tokens": objective.max_new_tokens if "max_new_tokens" in TASKS[objective.task].options else None,
-    }

@@ -66,6 +66,8 @@ class Objective:
         max_new_tokens: of a generated continuation.
         speculative: whether greedy answers of causal models are guessed from those of the models measured before, and checked
             in one pass: the same answers, but for rounding, in less time. False generates each token by token.
+        smoothed: whether the search sees a smoothed accuracy: rows whose answer is nearly right or wrong count in part
+            (`hf_merge.scores.smoothed`), so that fewer rows say as much. Held-out rows are never smoothed.
         max_length: tokens of a row, longer rows are cut (generation keeps a prompt's end). None: what model and tokenizer
             can take, at most 2048.
         batch_size: the most rows that run at once; fewer if rows are long or memory is short. Scores do not depend on it.
@@ -97,6 +99,7 @@ class Objective:
     prompt: str | None = None
     max_new_tokens: int = 64
     speculative: bool = True
+    smoothed: bool = False
     max_length: int | None = None
     batch_size: int = 256
     limit: int | None = None
@@ -154,8 +157,8 @@ class Objective:
         yield from self._wrong_options()
 
     def _wrong_options(self) -> Iterable[str]:
-        for name in ("labels", "corpus", "pooling", "prompt", "task_arguments"):
-            if getattr(self, name) not in (None, {}) and self.task in TASKS and name not in TASKS[self.task].options:
+        for name in ("labels", "corpus", "pooling", "prompt", "smoothed", "task_arguments"):
+            if getattr(self, name) not in (None, {}, False) and self.task in TASKS and name not in TASKS[self.task].options:
                 belongs = " and ".join(task for task in TASKS if name in TASKS[task].options)
                 yield f"`{name}` belongs to {belongs}, and the task is {self.task!r}."
         if self.labels is not None:
@@ -165,8 +168,11 @@ class Objective:
                 yield f"`labels` holds at least two names, each once, got {self.labels!r}."
         if self.corpus is not None and not isinstance(self.corpus, Dataset | DatasetDict | str | Path):
             yield f"`corpus` is a Dataset, a DatasetDict, a Hub id or a path, got {type(self.corpus).__name__}."
-        if not isinstance(self.speculative, bool):
-            yield f"`speculative` is True or False, got {self.speculative!r}."
+        for name in ("speculative", "smoothed"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"`{name}` is True or False, got {getattr(self, name)!r}."
+        if self.smoothed is True and self.metric != "accuracy":
+            yield f"`smoothed` goes with the metric 'accuracy', got {self.metric_name!r}."
         if self.pooling not in (None, *_POOLING):
             yield unknown("pooling", self.pooling, _POOLING)
 

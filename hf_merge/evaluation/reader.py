@@ -15,7 +15,7 @@ from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.predict import Integers, Runner, Tokens
 from hf_merge.evaluation.rows import Rows
 from hf_merge.evaluation.tasks import HEADS, TASKS, head_of
-from hf_merge.scores import Score
+from hf_merge.scores import Score, smoothed
 
 _LONGEST = 2048  # tokens of a row, unless an objective says more
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
@@ -23,18 +23,27 @@ _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """One split of one objective, ready to run: `references` hold one entry for each finding of `runner`."""
+    """One split of one objective, ready to run: `references` hold one entry for each finding of `runner`.
+
+    Where it is `smoothed`, rows that are nearly right or wrong count in part (`hf_merge.scores.smoothed`).
+    """
 
     label: str
     runner: Runner
     references: Values
     labels: tuple[str, ...] = ()
     max_length: int | None = None
+    smoothed: bool = False
 
     def score(self, metric: LoadedMetric, found: Any, references: Values, *, replicates: int, seed: Sequence[int]) -> Score:
         """What the runner found for rows with these references, measured (`LoadedMetric.measure`), with its margins."""
         score = metric.measure(self.runner.answers(found), references, replicates=replicates, seed=seed)
-        return replace(score, margins=self.runner.margins(found, references))
+        margins = self.runner.margins(found, references)
+        if not self.smoothed or margins is None:
+            return replace(score, margins=margins)
+        outcomes = smoothed(margins)
+        value = float(outcomes.mean())
+        return replace(score, value=value, outcomes=outcomes.astype(np.float32), margins=margins, replicates=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -74,7 +74,11 @@ _LIKELIHOOD = ("perplexity", "token_accuracy")
 
 TASKS: Mapping[str, Task] = {
     TEXT_CLASSIFICATION: Task(
-        metrics=_CLASSES, columns=(1, 2), target="class", options=("labels",), heads=("ForSequenceClassification",)
+        metrics=_CLASSES,
+        columns=(1, 2),
+        target="class",
+        options=("labels", "smoothed"),
+        heads=("ForSequenceClassification",),
     ),
     TOKEN_CLASSIFICATION: Task(
         metrics=("entity_f1", "tag_accuracy"),
@@ -84,7 +88,11 @@ TASKS: Mapping[str, Task] = {
         heads=("ForTokenClassification",),
     ),
     IMAGE_CLASSIFICATION: Task(
-        metrics=_CLASSES, input="image", target="class", options=("labels",), heads=("ForImageClassification",)
+        metrics=_CLASSES,
+        input="image",
+        target="class",
+        options=("labels", "smoothed"),
+        heads=("ForImageClassification",),
     ),
     LANGUAGE_MODELING: Task(metrics=_LIKELIHOOD, heads=_CAUSAL, own_metrics=True, encoder_decoder=False),
     FILL_MASK: Task(metrics=_LIKELIHOOD, heads=("ForMaskedLM",), own_metrics=True, encoder_decoder=False),
@@ -105,7 +113,7 @@ TASKS: Mapping[str, Task] = {
     MULTIPLE_CHOICE: Task(
         metrics=("accuracy", "normalized_accuracy"),
         target="choice",
-        options=("prompt", "choices"),
+        options=("prompt", "choices", "smoothed"),
         heads=_CAUSAL,
         encoder_decoder=False,
     ),

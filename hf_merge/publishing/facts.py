@@ -39,8 +39,8 @@ class CardFacts:
         parents, others: what to compare with, labelled and with held-out scores: the models that were merged; the base and the
             uniform average.
         objectives: for each one `name`, `task`, `metric`, `implementation`, `direction`, `dataset`, `split`, `held_out`,
-            `rows_search`, `rows_held_out`, as strings and numbers, and whether it was `searched_on_test` data; what is
-            missing is left out.
+            `rows_search`, `rows_held_out`, as strings and numbers, and whether it was `searched_on_test` data or
+            `smoothed`; what is missing is left out.
         licenses: what each model that was read declares, by id (see `license.licenses_of`).
         consent: whether the user agreed to publish under licenses that forbid commercial use or derived works.
         model_name: the title; the last part of `repo_id` unless given.

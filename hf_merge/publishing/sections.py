@@ -149,6 +149,7 @@ class Sections:
         for split, rows in (("split", "rows_search"), ("held_out", "rows_held_out")):
             parts = [code(known[split])] if known.get(split) else []
             parts += [Markdown(f"{plain(known[rows])} rows")] if known.get(rows) is not None else []
+            parts += [Markdown("smoothed")] if split == "split" and known.get("smoothed") else []
             data.append(Markdown(", ".join(parts)) or NONE)
         dataset = code(known["dataset"]) if known.get("dataset") else NONE
         return [plain(name), Markdown(", ".join(what)) or NONE, plain(self.directions[name]), dataset, *data]
@@ -183,7 +184,7 @@ class Sections:
     def doubts(self, front: Front) -> list[Markdown]:
         """How much the search flatters the front, and which of its points the data cannot tell apart."""
         found = []
-        if flattery := optimism(front):
+        if flattery := {n: g for n, g in optimism(front).items() if not self.facts.objective(n).get("smoothed")}:
             parts = listed(Markdown(f"{cell(g, self.scales[n], sign=True)} in {plain(n)}") for n, g in flattery.items())
             found.append(Markdown(f"On average the front looked better on search data than it is on held-out data by {parts}."))
         if pairs := alike(front):

@@ -20,7 +20,7 @@ all that has been seen, and that means the same however often one looks. It hold
 is measured, not proven: their errors have a standard deviation of 0.8 to 1.1 predicted ones on the trio.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -30,7 +30,7 @@ from scipy.special import ndtr
 
 from hf_merge import pareto
 from hf_merge.pareto import Floats
-from hf_merge.scores import MAXIMIZE, Score, Scores
+from hf_merge.scores import BAND, MAXIMIZE, Score, Scores, smoothed
 
 WORTH = 1.0
 """A candidate goes on as long as an average new one would gain no more for the same rows."""
@@ -56,6 +56,7 @@ class Racing:
         reference: the hypervolume's reference point in the objectives' own units.
         worth: a candidate goes on while it promises so many times what an average new one gains for the same rows. 0 stops
             only what cannot gain anything.
+        smoothed: the objectives whose outcomes are smoothed margins.
 
     A metric need not be the mean of its rows' outcomes (F1, perplexity, chrF): the rivals show how values follow mean outcomes,
     by a straight line whose scatter counts as doubt. Where they do not follow, the doubt is large and nothing stops.
@@ -67,21 +68,23 @@ class Racing:
         reference: Mapping[str, float],
         *,
         worth: float = WORTH,
+        smoothed: Collection[str] = (),
     ) -> None:
         if not worth >= 0:
             raise ValueError(f"Expected worth >= 0, got {worth}.")
-        self.worth = worth
+        self.worth, self.smoothed = worth, smoothed
         self._signs = {name: 1.0 if direction == MAXIMIZE else -1.0 for name, direction in directions.items()}
         self._reference = np.array([sign * reference[name] for name, sign in self._signs.items()])
         self._normal = np.vectorize(NormalDist().inv_cdf)(_spread(_DRAWS, len(self._signs)))
         self._places = _spread(_POINTS, len(self._signs))
 
     def priorities(self, rivals: Sequence[Scores]) -> dict[str, Floats]:
-        """How much the rivals disagree about each row `(n,)`, by objective: the variance of right and wrong. Only for those
-        that are predicted by margins, which do not need rows drawn at random."""
+        """How much the rivals disagree about each row `(n,)`, by objective: the variance of right and wrong, or of outcomes
+        that are smoothed. Only for those that are predicted by margins, which do not need rows drawn at random."""
         known = {name: _whole(name, rivals) for name in self._signs}
         margins = {name: _margins(scores) for name, scores in known.items() if len(scores) >= LEAST_RIVALS}
-        return {name: (leads > 0).var(0) for name, leads in margins.items() if leads is not None}
+        right = {n: smoothed(m) if n in self.smoothed else m > 0 for n, m in margins.items() if m is not None}
+        return {name: found.var(0) for name, found in right.items()}
 
     def stops(self, candidate: Scores, rivals: Sequence[Scores], tried: int = 0) -> bool:
         """Whether a candidate with these partial scores (`Score.rows`) need not be measured further.
@@ -106,14 +109,18 @@ class Racing:
         return gain <= self.worth * left * alone / max(tried, len(rivals))
 
     def estimate(self, candidate: Scores, rivals: Sequence[Scores]) -> dict[str, Score]:
-        """A stopped candidate's scores with the values that it would have on all rows, as far as its rivals tell.
+        """A stopped candidate's scores with the values and the margins that it would have on all rows, as far as its rivals
+        tell.
 
         They are for a sampler to learn from, never for a front: `rows` still says what was seen.
         """
         found = {}
         for name, score in candidate.items():
             belief = self._belief(name, candidate, rivals) if name in self._signs else None
-            found[name] = score if belief is None else replace(score, value=belief[0])
+            if belief is not None:
+                margins = _margins(_whole(name, rivals))
+                score = replace(score, value=belief[0], expected=None if margins is None else _expected(score, margins))
+            found[name] = score
         return found
 
     def _belief(self, name: str, candidate: Scores, rivals: Sequence[Scores]) -> tuple[float, float] | None:
@@ -129,7 +136,7 @@ class Racing:
         outcomes = np.array([rival.outcomes for rival in known], dtype=np.float64)
         if score.margins is not None and (margins := _margins(known)) is not None:
             seen = score.outcomes.astype(np.float64), score.margins.astype(np.float64)
-            mean, variance = predicted_share(*seen, score.rows, margins)
+            mean, variance = predicted_share(*seen, score.rows, margins, smooth=name in self.smoothed)
         else:
             mean, variance = predicted_mean(score.outcomes.astype(np.float64), score.rows, outcomes)
         return _valued(mean, variance, outcomes.mean(1), np.array([rival.value for rival in known]))
@@ -153,6 +160,17 @@ def _margins(scores: Sequence[Score]) -> Floats | None:
     if any(score.margins is None for score in scores):
         return None
     return np.array([score.margins for score in scores], dtype=np.float64)
+
+
+def _expected(score: Score, rivals: Floats) -> Floats | None:
+    """The margins of all rows `(n,)`: those seen, and for the others what the regression of `predicted_share` says."""
+    if score.margins is None or score.rows is None:
+        return None
+    margins, seen = score.margins.astype(np.float64), rivals[:, score.rows]
+    slopes, _, _ = _regression(margins, seen, prior=PRIOR_MARGINS, misses=MISSES)
+    found: Floats = margins.mean() + slopes @ (rivals - seen.mean(1, keepdims=True))
+    found[score.rows] = margins
+    return found
 
 
 def _reach(points: Floats, places: Floats) -> NDArray[np.bool_]:
@@ -194,12 +212,14 @@ def predicted_mean(outcomes: Floats, rows: np.ndarray, rivals: Floats) -> tuple[
     return mean, float(noise * share**2 * (1 / n + 1 / (whole - n) + shift @ inverse @ shift))
 
 
-def predicted_share(outcomes: Floats, margins: Floats, rows: np.ndarray, rivals: Floats) -> tuple[float, float]:
+def predicted_share(
+    outcomes: Floats, margins: Floats, rows: np.ndarray, rivals: Floats, smooth: bool = False
+) -> tuple[float, float]:
     """The share of right answers over all rows of a candidate seen on `rows` alone, and the variance of that prediction.
 
     The regression of `predicted_mean`, of the candidate's margins `(n,)` on those of the rivals `(m, all rows)`. A row not
-    seen is right with the probability that its margin, a normal then, is above 0. What all rows share of the error, by the
-    doubt about intercept and slopes, is carried over to the mean by the first derivative.
+    seen is right with the probability that its margin, a normal then, is above 0; or if they are `smooth`, in part. What all
+    rows share of the error, by the doubt about intercept and slopes, is carried over to the mean by the first derivative.
     """
     n, whole = len(outcomes), rivals.shape[1]
     if n == whole:
@@ -207,12 +227,21 @@ def predicted_share(outcomes: Floats, margins: Floats, rows: np.ndarray, rivals:
     seen = rivals[:, rows]
     slopes, inverse, noise = _regression(margins, seen, prior=PRIOR_MARGINS, misses=MISSES)
     shifts = np.delete(rivals, rows, axis=1) - seen.mean(1, keepdims=True)
-    deviations = np.sqrt(noise * (1 + 1 / n + np.einsum("iu,iu->u", shifts, inverse @ shifts)))
-    z = (margins.mean() + slopes @ shifts) / deviations
-    right, rises = ndtr(z), np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / deviations
+    expected = margins.mean() + slopes @ shifts
+    variances = noise * (1 + 1 / n + np.einsum("iu,iu->u", shifts, inverse @ shifts))
+    if smooth:
+        both = np.concatenate([margins, expected]), np.concatenate([np.zeros(n), variances])
+        mean = float(smoothed(*both).mean())
+        widths = np.sqrt(variances + BAND**2 * (both[0] ** 2 + both[1]).mean())
+    else:
+        widths = np.sqrt(variances)
+        mean = float(outcomes.sum() + ndtr(expected / widths).sum()) / whole
+    z = expected / widths
+    right, rises = ndtr(z), np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / widths
+    alone = (rises**2).sum() * noise if smooth else (right * (1 - right)).sum()
     moved = shifts @ rises
-    variance = (right * (1 - right)).sum() + noise * (rises.sum() ** 2 / n + moved @ inverse @ moved)
-    return float(outcomes.sum() + right.sum()) / whole, float(variance) / whole**2
+    variance = alone + noise * (rises.sum() ** 2 / n + moved @ inverse @ moved)
+    return mean, float(variance) / whole**2
 
 
 def _regression(values: Floats, seen: Floats, *, prior: float, misses: float) -> tuple[Floats, Floats, float]:

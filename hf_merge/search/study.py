@@ -17,6 +17,7 @@ from hf_merge.recipes.yaml import from_dict, to_dict
 from hf_merge.scores import MAXIMIZE, Score, Scores, partial
 from hf_merge.search.claims import Claim, Standing, claim, has_outcome, holders, queued_again, standing
 from hf_merge.search.constraints import BEST_PARENT, Bound, bounds
+from hf_merge.search.leads import LEADS, leads
 from hf_merge.search.storage import Storage, backend, journal, quiet, shown
 from hf_merge.search.trial import Front, Trial, reference_point
 
@@ -206,6 +207,8 @@ class Study:
             if scores and self.bounds:
                 for name, violation in self._violations(scores, self._limits(self.trials)).items():
                     asked.set_constraint(name, violation if math.isfinite(violation) else 1.0)
+            if scores and any(kept := leads(scores[name] for name in self.directions)):
+                asked.storage.set_trial_system_attr(asked._trial_id, LEADS, kept)
             for name, value in (marks | outcome).items():
                 asked.set_user_attr(name, value)
         except UpdateFinishedTrialError:

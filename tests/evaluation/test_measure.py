@@ -11,7 +11,7 @@ from hf_merge.evaluation.metrics.classes import Accuracy
 from hf_merge.evaluation.objective import Objective
 from hf_merge.evaluation.predict import Tokens
 from hf_merge.evaluation.runners.classification import Classification
-from hf_merge.scores import Score
+from hf_merge.scores import Score, smoothed
 
 
 @pytest.fixture
@@ -42,6 +42,25 @@ def test_accuracy_is_the_share_of_right_rows_of_the_split_with_outcomes_in_the_d
     assert score.outcomes.dtype == np.float32
     assert score.examples == 60
     assert score.seconds > 0
+
+
+def test_search_rows_are_smoothed_where_that_is_asked_and_held_out_rows_never(bert, evaluator, make_data):
+    data = make_data()
+    plain, smooth = (evaluator(bert, Objective(name="o", dataset=data, smoothed=on)) for on in (False, True))
+    assert (plain.smoothed, smooth.smoothed) == (frozenset(), {"o"})
+    assert (plain.describe()[0]["smoothed"], smooth.describe()[0]["smoothed"]) == (False, True)
+    exact, found = plain.measure(bert)["o"], smooth.measure(bert)["o"]
+    assert found.margins.tolist() == exact.margins.tolist()
+    assert found.outcomes == pytest.approx(smoothed(exact.margins), abs=1e-6)
+    assert found.value == pytest.approx(smoothed(exact.margins).mean())
+    assert ((found.outcomes > 0.5) == exact.outcomes).all()
+    assert found.value != exact.value
+    [*_, last] = smooth.rounds(bert)
+    assert last["o"].value == pytest.approx(found.value)
+    kept = [each.measure(bert, "held_out", replicates=5)["o"] for each in (plain, smooth)]
+    assert kept[0].value == kept[1].value
+    assert kept[0].outcomes.tolist() == kept[1].outcomes.tolist()
+    assert kept[0].replicates.tolist() == kept[1].replicates.tolist()
 
 
 def test_every_objective_is_scored_under_its_name(bert, evaluator, tokenizer, make_data):
@@ -257,6 +276,7 @@ def test_a_fingerprint_hangs_on_contents_and_not_on_their_place(bert, evaluator,
         {"limit": 50},
         {"name": "p"},
         {"direction": "minimize"},
+        {"smoothed": True},
         {"metric": "f1", "metric_arguments": {"average": "micro"}},
     ],
     ids=str,

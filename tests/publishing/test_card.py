@@ -201,6 +201,16 @@ def test_local_models_are_named_in_the_body_alone(written: CardFacts, tmp_path: 
     assert "reads local folders that are not on the Hub: `my-model`" in card.text
 
 
+def test_smoothed_search_rows_are_said_to_be_and_not_compared_with_held_out_ones(facts: CardFacts) -> None:
+    first, *others = facts.objectives
+    text = render(replace(facts, objectives=({**first, "smoothed": True}, *others))).content
+    assert "| `search`, 300 rows, smoothed |" in text
+    assert text.count("smoothed") == 1
+    said = next(line for line in text.splitlines() if "looked better on search data" in line)
+    assert first["name"] not in said
+    assert others[0]["name"] in said
+
+
 def test_only_the_name_of_a_local_dataset_is_shown(facts: CardFacts) -> None:
     objectives = tuple({**o, "dataset": "/home/me/private/rows.csv"} for o in facts.objectives)
     content = render(replace(facts, objectives=objectives)).content

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_merge import pareto
-from hf_merge.scores import Score
+from hf_merge.scores import Score, smoothed
 from hf_merge.search.racing import Racing, predicted_mean, predicted_share, race
 
 ROWS = 800
@@ -249,6 +249,51 @@ def test_predictions_by_margins_err_as_much_as_they_say(share, rivals):
     every = leads(rivals + 100)
     found = np.array([predicted(each, every[:rivals], share, i)[0] for i, each in enumerate(every[rivals:])])
     assert 0.7 < np.sqrt(((found[:, 0] / found[:, 1]) ** 2).mean()) < 1.4
+
+
+@pytest.mark.parametrize("share", [1 / 16, 1 / 8, 1 / 4, 1 / 2])
+@pytest.mark.parametrize("rivals", [5, 20, 60])
+def test_smoothed_predictions_err_as_much_as_they_say_and_less_than_others(share, rivals):
+    every, found = leads(rivals + 100), []
+    for i, each in enumerate(every[rivals:]):
+        rows = np.random.default_rng(i).permutation(ROWS)[: round(share * ROWS)]
+        mean, variance = predicted_share(smoothed(each)[rows], each[rows], rows, every[:rivals], smooth=True)
+        hard, _ = predicted_share((each > 0)[rows], each[rows], rows, every[:rivals])
+        found.append([mean - smoothed(each).mean(), variance**0.5, hard - (each > 0).mean()])
+    errors, deviations, others = np.array(found).T
+    assert 0.6 < np.sqrt(((errors / deviations) ** 2).mean()) < 1.4
+    assert (errors**2).mean() < 0.6 * (others**2).mean()
+
+
+def of_leads(*margins):
+    return {
+        name: Score(value=float((each > 0).mean()), examples=ROWS, outcomes=(each > 0).astype(np.float32), margins=each)
+        for name, each in zip(DIRECTIONS, margins, strict=True)
+    }
+
+
+def test_an_estimate_expects_margins_of_all_rows_and_keeps_those_seen(racing):
+    every = leads(22)
+    rivals, truth = [of_leads(each, each) for each in every[:20]], of_leads(*every[20:])
+    rows = np.random.default_rng(0).permutation(ROWS)[: ROWS // 8]
+    seen = {n: replace(s, outcomes=s.outcomes[rows], margins=s.margins[rows], rows=rows) for n, s in truth.items()}
+    for name, found in racing.estimate(seen, rivals).items():
+        assert found.expected[rows].tolist() == truth[name].margins[rows].tolist()
+        unseen = np.delete(np.arange(ROWS), rows)
+        missed = found.expected[unseen] - truth[name].margins[unseen]
+        assert missed.std() < 0.6 * (truth[name].margins - every[:20].mean(0))[unseen].std()
+
+
+def test_without_margins_none_are_expected(racing, front):
+    assert [s.expected for s in racing.estimate(part(front[3], 1 / 4), front).values()] == [None, None]
+
+
+def test_where_outcomes_are_smoothed_the_rows_they_differ_on_come_first():
+    every = leads(20)
+    rivals = [of_leads(each, each) for each in every]
+    found = Racing(DIRECTIONS, REFERENCE, smoothed=["x"]).priorities(rivals)
+    assert found["x"] == pytest.approx(smoothed(every).var(0))
+    assert found["y"] == pytest.approx((every > 0).var(0))
 
 
 def test_without_margins_of_all_it_is_outcomes_that_count(racing, front):

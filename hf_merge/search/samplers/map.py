@@ -2,8 +2,8 @@
 
 MAP fits a quadratic for each objective to some evaluations, finds the quadratics' front with NSGA-III and evaluates points
 of it. Here every evaluation is learned from before the next one is chosen, the point is the one that is predicted to improve
-the front most, and a Gaussian process follows what a quadratic cannot. The original searches [-3, 3] whatever it has
-sampled; here it is the range that was sampled.
+the front most, and a Gaussian process follows what a quadratic cannot. Where trials have margins (`leads`), these are learned
+and not the values that they make. The original searches [-3, 3] whatever it has sampled; here it is the range that was sampled.
 """
 
 import numpy as np
@@ -13,10 +13,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hf_merge.pareto import Floats, non_dominated
+from hf_merge.search.leads import leads_of
 from hf_merge.search.samplers.evolution import Indices, by_crowding, by_direction, children, reflected
 from hf_merge.search.samplers.nsga2 import DESIGN, sobol
 from hf_merge.search.samplers.numbered import Cube, History, NumberedSampler
-from hf_merge.search.samplers.surrogate import Surrogate
+from hf_merge.search.samplers.surrogate import MarginSurrogate, Surrogate
 
 PREDICTED = "map:predicted"
 """The system attribute of a trial with the values that were expected of it, one for each objective."""
@@ -36,12 +37,17 @@ NEAR = 1e-3
 """A point is new if one of its coordinates is so far from those of each other point."""
 
 
+FOLLOWS = 0.8
+"""How much of an objective's variance margins explain at least where they are modeled in its place."""
+
+
 class MAPSampler(NumberedSampler):
     """Proposes the point that is predicted to improve the front most, after `design` trials (queued ones, then a Sobol
     sequence).
 
-    `process=False` leaves the quadratics alone: MAP as it was published, one point at a time. With `optimism` a prediction is
-    better by so many standard deviations (the paper's "Bayesian MAP" has ½); on `benchmarks/search.py` it brought nothing.
+    `process=False` leaves the quadratics of the values alone: MAP as it was published, one point at a time. With `optimism` a
+    prediction is better by so many standard deviations (the paper's "Bayesian MAP" has ½); on `benchmarks/search.py` it
+    brought nothing.
     What was expected of a trial is kept with it; `prediction_errors` compares it with what came.
     Constraints are modeled like objectives: a point is predicted to keep all of them if there is such a point.
     """
@@ -91,16 +97,25 @@ class _Search:
         self.cube, self.signs, self.rng, self.settings = cube, signs, rng, settings
         self.known = np.concatenate([history.points, history.running])
         self.points, self.broken = history.points, history.violations
-        self.told, self.open = history.losses, history.losses
         features = cube.features(history.points)
-        self.models = [Surrogate(features, v, process=settings.process) for v in (history.losses * signs).T]
+        self.models = [self._model(features, history, i) for i in range(len(signs))]
+        self.told = self.open = np.stack([m.values for m in self.models], axis=1) * signs
         feasible = history.violations <= 0
         self.limit = None if feasible.all() else Surrogate(features, history.violations, process=settings.process)
-        reached = history.losses[feasible] if feasible.any() else history.losses
+        # What a race stopped is never on the front, whatever it is expected to score.
+        whole = np.array([not t.user_attrs.get("stopped", False) for t in history.trials])
+        reached = self.told[feasible & whole] if (feasible & whole).any() else self.told
         if len(history.running):
             reached = np.concatenate([reached, self.losses(history.running, 0.0)])
         self.front = reached[non_dominated(-reached)]
         self.errors = np.array([m.error for m in self.models])
+
+    def _model(self, features: Floats, history: History, objective: int) -> Surrogate | MarginSurrogate:
+        values = history.losses[:, objective] * self.signs[objective]
+        margins = leads_of(history.trials, objective) if self.settings.process else None
+        if margins is not None and (model := MarginSurrogate(features, margins, values)).follows > FOLLOWS:
+            return model
+        return Surrogate(features, values, process=self.settings.process)
 
     def losses(self, points: Floats, optimism: float) -> Floats:
         """What is expected at points `(n, d)`."""
