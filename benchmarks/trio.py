@@ -9,7 +9,9 @@ Per seed:
                 speed does not count
     mergekit    the same with mergekit as the merger, as Mergenetic has it: in a process that was started before
     random      uniform points, merged in place, measured on all search rows
-    <sampler>   `auto_merge`'s search with that sampler; with "+racing" a candidate stops when it adds nothing to the front
+    <sampler>   `auto_merge`'s search with that sampler; with "+smoothed" on smoothed search rows (`Objective.smoothed`: its
+                hypervolume on search rows is then one of smoothed accuracies), with "+racing" after that a candidate stops when
+                it adds nothing to the front
 
 Where answers are generated, ours checks those of earlier candidates first (`Objective.speculative`), and Mergenetic generates
 each token, as it does.
@@ -27,7 +29,7 @@ process's CPU seconds, which other processes do not disturb.
 Every run's evaluations are kept as JSON lines in `--folder`; the same call again goes on after the last whole run.
 
     pip install pymoo
-    python benchmarks/trio.py --mergekit ANOTHER_VENV/bin/python [--seeds 5] [--arms random nsga2 nsga2+racing …] [--rows 192]
+    python benchmarks/trio.py --mergekit ANOTHER_VENV/bin/python [--seeds 5] [--arms map+smoothed+racing map …] [--rows 192]
     python benchmarks/trio.py --no-peer --seeds 20 --every 1 --rows 512 --raced-trials 140 --arms random random+racing
     python benchmarks/trio.py --anatomy --rows 512 --trials 40 --arms nsga2 map
 """
