@@ -56,8 +56,8 @@ def smoothed(margins: NDArray[Any], variances: NDArray[Any] | float = 0.0) -> ND
     The mean is the normal-smoothed estimate of an accuracy (Glick 1978; Snapinn and Knoke, doi:10.1080/00401706.1985.10488023):
     which rows come out just right or just wrong is chance, and counting them in part leaves most of that out. It is nearer to
     1/2 than the accuracy itself. On the demo trio the smoothed accuracy on 64 rows tells held-out accuracies of merges (those
-    of the better half) with a standard deviation of 0.011 about a straight line, on 192 with 0.007; the accuracy itself
-    needs 256 and 512 rows for that.
+    of the better half) with a standard deviation of 0.011 about a straight line, on 192 with 0.008; the accuracy itself
+    needs 256 and 512 rows for that (`benchmarks/smoothing.py`).
     """
     exact = np.asarray(margins, dtype=np.float64)
     scale = BAND**2 * (exact**2 + variances).mean(-1, keepdims=True)

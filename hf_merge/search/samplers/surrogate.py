@@ -5,9 +5,9 @@ left to a Matérn-5/2 process whose coordinates are stretched by the quadratic's
 sum of their kernels, and its few numbers are those of a small grid that make the data most likely.
 
 Where an answer is one of several it is not the share of right ones that is modeled but each row's margin, by how much the right
-one leads: that changes smoothly with a merge's numbers, and hundreds of rows say how. Of uniform merges of the demo trio (six
-searches' candidates, 256 rows, the better half of them) the smoothed share is then predicted with a median error of 0.017 from
-20 trials and 0.012 from 40; from the shares themselves, of 0.030 and 0.016.
+one leads: that changes smoothly with a merge's numbers, and hundreds of rows say how. Of uniform merges of the demo trio
+(256 rows, the better half of them) the smoothed share is then predicted with a median error of 0.019 from 20 trials and 0.015
+from 40; from the shares themselves, of 0.030 and 0.020 (`benchmarks/smoothing.py`).
 """
 
 from collections.abc import Callable
