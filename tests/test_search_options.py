@@ -87,6 +87,12 @@ def test_a_search_over_smoothed_rows_learns_from_margins_races_by_them_and_repor
     assert result.optimism().empty
 
 
+def test_map_searches_a_distance_in_the_thousands_beside_accuracies(run: Run) -> None:
+    result = run([Objective(name="change", task="none", metric="delta_norm")], sampler="map", trials=23)
+    assert max(trial.scores["change"].value for trial in result.trials) > 1000
+    assert len({trial.recipe.digest for trial in result.trials if not trial.error}) == 23
+
+
 def test_weights_may_differ_between_groups_of_layers(run: Run) -> None:
     result = run(layer_groups=2, methods=["task_arithmetic"])
     assert any(not trial.recipe.constant for trial in result.trials)

@@ -71,6 +71,13 @@ def test_predictions_of_a_linked_objective_stay_in_its_range() -> None:
     assert np.isfinite(predicted).all()
 
 
+@pytest.mark.parametrize("unit", [50.0, 1e3, 4e6])
+def test_sizes_and_distances_in_their_millions_are_learned(unit: float) -> None:
+    values = unit * quadratic(DESIGN).clip(0)
+    missed = Surrogate(DESIGN, values).predict(ELSEWHERE) - unit * quadratic(ELSEWHERE).clip(0)
+    assert np.abs(missed).mean() < 0.03 * np.ptp(values)
+
+
 def margins_of(x: np.ndarray, rows: int = 300) -> np.ndarray:
     """By how much right answers lead: every row's own quadratic of the point, so that shares of right ones bend sharply."""
     rng = np.random.default_rng(5)

@@ -123,10 +123,15 @@ def _logit(values: Floats) -> Floats:
     return np.log(inside / (1 - inside))
 
 
+def _softplus_inverse(values: Floats) -> Floats:
+    # From 30 on it is the value itself to thirteen digits, and the exponential of a size or a distance has no double.
+    return np.where(values > 30, values, np.log(np.expm1(np.clip(values, EDGE, 30))))
+
+
 LINKS = (
     Link(lambda v: True, lambda v: v, lambda z: z),
     Link(lambda v: bool(v.min() >= 0 and v.max() <= 1), _logit, lambda z: 1 / (1 + np.exp(-z))),
-    Link(lambda v: bool(v.min() >= 0), lambda v: np.log(np.expm1(np.maximum(v, EDGE))), lambda z: np.logaddexp(0, z)),
+    Link(lambda v: bool(v.min() >= 0), _softplus_inverse, lambda z: np.logaddexp(0, z)),
 )
 """None; the sigmoid, for accuracies; the softplus, for losses."""
 
